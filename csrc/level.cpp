@@ -1,0 +1,120 @@
+#include "level.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define TAILBOUND_X86 1
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace tailbound {
+namespace {
+
+constexpr Level kAll[] = {Level::Scalar, Level::Avx2, Level::Avx512Vnni};
+
+#ifdef TAILBOUND_X86
+struct Registers {
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+  Registers r;
+#if defined(_MSC_VER)
+  int out[4];
+  __cpuidex(out, static_cast<int>(leaf), static_cast<int>(subleaf));
+  r.eax = out[0], r.ebx = out[1], r.ecx = out[2], r.edx = out[3];
+#else
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+#endif
+  return r;
+}
+
+// XCR0 tells which register files the operating system saves on a context switch. CPUID alone is not enough: a kernel
+// that does not save the upper halves would corrupt them.
+uint64_t xcr0() {
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+#endif
+}
+
+constexpr bool bit(uint32_t word, int index) { return (word >> index) & 1u; }
+#endif
+
+std::string join(const std::vector<Level>& levels) {
+  std::string text;
+  for (Level level : levels) text += (text.empty() ? "" : ", ") + std::string(name(level));
+  return text;
+}
+
+bool contains(const std::vector<Level>& levels, Level level) {
+  return std::find(levels.begin(), levels.end(), level) != levels.end();
+}
+
+}  // namespace
+
+const char* name(Level level) {
+  switch (level) {
+    case Level::Scalar: return "scalar";
+    case Level::Avx2: return "avx2";
+    case Level::Avx512Vnni: return "avx512vnni";
+  }
+  return "unknown";
+}
+
+std::vector<Level> cpu_levels() {
+  std::vector<Level> levels{Level::Scalar};
+#ifdef TAILBOUND_X86
+  const Registers one = cpuid(1, 0);
+  if (!bit(one.ecx, 27)) return levels;  // OSXSAVE: without it xgetbv itself is illegal
+  const uint64_t saved = xcr0();
+  const Registers seven = cpuid(7, 0);
+  const bool ymm_saved = (saved & 0x6) == 0x6;
+  const bool zmm_saved = (saved & 0xe6) == 0xe6;
+  // FMA and F16C are part of the level: its kernels read half precision directly.
+  const bool avx2 = bit(one.ecx, 28) && bit(one.ecx, 12) && bit(one.ecx, 29) && bit(seven.ebx, 5);
+  if (!(ymm_saved && avx2)) return levels;
+  levels.push_back(Level::Avx2);
+  const bool avx512 = bit(seven.ebx, 16) && bit(seven.ebx, 17) && bit(seven.ebx, 30) && bit(seven.ebx, 31);
+  const bool vnni = bit(seven.ecx, 11);
+  if (zmm_saved && avx512 && vnni) levels.push_back(Level::Avx512Vnni);
+#endif
+  return levels;
+}
+
+std::vector<Level> built_levels() {
+  std::vector<Level> levels{Level::Scalar};
+#ifdef TAILBOUND_HAS_AVX2
+  levels.push_back(Level::Avx2);
+#endif
+  return levels;
+}
+
+Level active_level() {
+  const std::vector<Level> cpu = cpu_levels();
+  std::vector<Level> usable;
+  for (Level level : built_levels())
+    if (contains(cpu, level)) usable.push_back(level);
+
+  const char* asked = std::getenv("TAILBOUND_ISA");
+  if (asked == nullptr || *asked == '\0') return usable.back();
+  for (Level level : kAll) {
+    if (std::string(asked) != name(level)) continue;
+    if (contains(usable, level)) return level;
+    const char* why = contains(cpu, level) ? "this build has no kernels for it" : "this processor or its operating system lacks it";
+    throw std::runtime_error("TAILBOUND_ISA=" + std::string(asked) + ": " + why + "; usable here: " + join(usable));
+  }
+  throw std::runtime_error("TAILBOUND_ISA=" + std::string(asked) + " is not a level; usable here: " + join(usable));
+}
+
+}  // namespace tailbound

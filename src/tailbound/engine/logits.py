@@ -1,0 +1,133 @@
+"""Exact logits with their error, and what each row may see. The one place where raw inputs become numbers to reason on.
+
+The stored tensors are the truth. Everything is widened to float64 first: products of float32, bfloat16 and float16
+values are then exact, and no setting of torch (TF32, reduced-precision matmul, autocast) touches float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tailbound.bounds import rounding
+from tailbound.engine.check import Call
+
+
+class Rows(NamedTuple):
+    """A block of queries, grouped by the KV head that serves them: G query heads, T queries.
+
+    Attributes:
+        query: float64 (B, Hkv, G, T, D), NaN and infinities replaced by 0.
+        norm: float64 (B, Hkv, G, T), at least the norm of each query.
+        finite: bool (B, Hkv, G, T).
+        batch, start: the batch entries, and the first query, that the block stands for.
+    """
+
+    query: Tensor
+    norm: Tensor
+    finite: Tensor
+    batch: slice
+    start: int
+
+
+class Keys(NamedTuple):
+    """A block of keys or of values.
+
+    Attributes:
+        vectors: float64 (B, Hkv, n, width), NaN and infinities replaced by 0.
+        norm: float64 (B, Hkv, n), at least the norm of each vector.
+        finite: bool (B, Hkv, n).
+    """
+
+    vectors: Tensor
+    norm: Tensor
+    finite: Tensor
+
+
+def take_rows(call: Call, batch: slice, queries: slice) -> Rows:
+    """The queries of some batch entries and positions, widened and grouped."""
+    query = call.query[batch, :, queries]
+    grouped = query.unflatten(1, (call.key.shape[1], call.group)) if query.shape[1] else query[:, :, None]
+    finite = grouped.isfinite().all(-1)
+    wide = torch.where(finite[..., None], grouped.to(torch.float64), 0.0)
+    with torch.no_grad():
+        norm = rounding.norm_up(wide.detach())
+    return Rows(wide, norm, finite, batch, queries.start)
+
+
+def take_keys(tensor: Tensor, batch: slice, span: slice) -> Keys:
+    """Some keys (or values) of some batch entries, widened."""
+    stored = tensor[batch, :, span]
+    finite = stored.isfinite().all(-1)
+    wide = torch.where(finite[..., None], stored.to(torch.float64), 0.0)
+    with torch.no_grad():
+        norm = rounding.norm_up(wide.detach())
+    return Keys(wide, norm, finite)
+
+
+def exact_logits(call: Call, rows: Rows, keys: Keys, span: slice) -> tuple[Tensor, Tensor]:
+    """Logits of every query against every key of a block, and a bound on their error.
+
+    Returns:
+        `logits` and `error`, both float64 (B, Hkv, G, T, n), with `|logits - truth| <= error`, where the truth is
+        `scale * q.k`, capped by `softcap * tanh(. / softcap)` if a softcap is given, plus the bias. `error` carries no
+        gradient.
+    """
+    width = rows.query.shape[-1]
+    folded = rows.query.flatten(2, 3)
+    dots = (folded @ keys.vectors.transpose(-1, -2)).unflatten(2, rows.query.shape[2:4])
+    logits = dots * call.scale
+    with torch.no_grad():
+        error = _dot_error(call.scale, width, rows.norm[..., None], keys.norm[:, :, None, None, :])
+    if call.softcap is not None:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
+        # tanh has slope at most 1 and |y| (1 - tanh(y)^2) < 1/2: an error before the cap never grows, a relative error
+        # of the division costs under half a unit of the cap, tanh and the product 10 units.
+        error = rounding.add_up(error.clamp_max(2.0 * call.softcap), 16.0 * rounding.UNIT * call.softcap)
+    bias = grouped_slice(call.bias, call, rows, span)
+    if bias is not None:
+        wide = bias.to(torch.float64)
+        logits = logits + torch.where(wide.isfinite(), wide, 0.0)
+        with torch.no_grad():
+            rounded = rounding.mul_up(logits.detach().abs(), 2.0 * rounding.UNIT)
+            error = rounding.add_up(rounding.add_up(error, rounded), rounding.INPUT_FLUSH)
+    return logits, error
+
+
+def _dot_error(scale: float, width: int, query_norm: Tensor, key_norm: Tensor) -> Tensor:
+    """Bound on the error of `scale * q.k` in float64, by Cauchy-Schwarz on the absolute values.
+
+    `gamma(width)` for products and sums in any order, 2 roundings for the scale, and `INPUT_FLUSH` a component for
+    denormal inputs read as zero: `|q + a|.|k + b| - |q|.|k|` with `|a|, |b| <= sqrt(width) * INPUT_FLUSH`.
+    """
+    if scale == 0.0:
+        return torch.zeros_like(query_norm * key_norm)
+    flush = rounding.INPUT_FLUSH * width**0.5 * (1.0 + rounding.gamma(4))
+    relative = rounding.mul_up(rounding.mul_up(query_norm, key_norm), rounding.gamma(width + 4))
+    flushed = rounding.mul_up(rounding.add_up(rounding.add_up(query_norm, key_norm), flush), flush)
+    return rounding.add_up(rounding.mul_up(rounding.add_up(relative, flushed), abs(scale)), 2.0**-900)
+
+
+def visibility(call: Call, rows: Rows, span: slice) -> Tensor | None:
+    """Which keys of a block each query may see: bool (B, Hkv, G, T, n), or None for all."""
+    seen = grouped_slice(call.visible, call, rows, span)
+    bias = grouped_slice(call.bias, call, rows, span)
+    if bias is not None:
+        seen = bias > torch.finfo(bias.dtype).min
+        seen |= bias.isnan()  # not hidden: a NaN bias is an error of the row that sees it
+    if call.is_causal:
+        device = call.query.device
+        position = torch.arange(rows.start, rows.start + rows.query.shape[3], device=device)
+        past = torch.arange(span.start, span.stop, device=device) <= position[:, None]
+        seen = past if seen is None else seen & past
+    return None if seen is None else seen.expand(*rows.query.shape[:4], span.stop - span.start)
+
+
+def grouped_slice(mask: Tensor | None, call: Call, rows: Rows, span: slice) -> Tensor | None:
+    """The part of a (B, Hq, Tq, Tk) mask that belongs to a block, grouped by KV head."""
+    if mask is None:
+        return None
+    part = mask[rows.batch, :, rows.start : rows.start + rows.query.shape[3], span]
+    return part.unflatten(1, (call.key.shape[1], call.group))
