@@ -1,0 +1,23 @@
+"""transformers: certified decoding for models that are already there.
+
+>>> import tailbound
+>>> with tailbound.hf.certify(model, epsilon=0.01) as ledger:  # doctest: +SKIP
+...     model.generate(**inputs, max_new_tokens=32)
+>>> ledger.assert_within(0.01)  # doctest: +SKIP
+"""
+
+from tailbound.hf.certifying import certify
+from tailbound.hf.interface import NAME, install
+from tailbound.hf.ledger import CertificateError, Entry, LayerSummary, Ledger
+from tailbound.hf.session import Observation
+
+__all__ = [
+    "NAME",
+    "CertificateError",
+    "Entry",
+    "LayerSummary",
+    "Ledger",
+    "Observation",
+    "certify",
+    "install",
+]

