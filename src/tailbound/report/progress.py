@@ -28,7 +28,13 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn() if total else TextColumn(""),
         )
-        with Progress(*columns, console=self._console, redirect_stdout=False, redirect_stderr=False) as progress:
+        with Progress(
+            *columns,
+            console=self._console,
+            disable=not self._console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as progress:
             task = progress.add_task(name, total=total)
             yield lambda: progress.advance(task)
             progress.update(task, total=total or 1, completed=total or 1)
