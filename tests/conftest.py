@@ -8,7 +8,9 @@ from jaxtyping import install_import_hook
 
 # Not the doors (api, check): what they say to arguments of the wrong type is their own, and tested.
 CHECKED = ["tailbound.theory", "tailbound.bounds"]
-CHECKED += [f"tailbound.engine.{room}" for room in ("blocked", "cut", "finish", "logits", "partial", "reference", "values")]
+CHECKED += [
+    f"tailbound.engine.{room}" for room in ("blocked", "cut", "finish", "logits", "partial", "reference", "values")
+]
 install_import_hook(CHECKED, "typechecks.check")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,9 +1,9 @@
 """The laws of a certificate, as functions that raise when one is broken. Good engines pass; broken ones must not."""
 
 import mpmath
-import oracles
 import torch
 
+import oracles
 import tailbound
 from tailbound import Status
 

@@ -24,9 +24,7 @@ def logit(query, key, scale, softcap=None, bias=None):
 def row(query, keys, values, visible, kept, scale, softcap=None, bias=None, sink=None):
     """(tail mass of visible keys not kept, exact attention output) of one row. Shapes: (D,), (n, D), (n, Dv), (n,)."""
     indices = [i for i in range(len(keys)) if visible[i]]
-    logits = {
-        i: logit(query, keys[i], scale, softcap, None if bias is None else bias[i]) for i in indices
-    }
+    logits = {i: logit(query, keys[i], scale, softcap, None if bias is None else bias[i]) for i in indices}
     top = max([*logits.values(), *([] if sink is None else [exact(sink)])])
     weights = {i: mpmath.exp(s - top) for i, s in logits.items()}
     total = mpmath.fsum(weights.values())
@@ -41,7 +39,9 @@ def distance(output, truth):
     return mpmath.sqrt(mpmath.fsum((exact(a) - b) ** 2 for a, b in zip(output, truth, strict=True)))
 
 
-def attention(query, key, value, kept, *, scale=None, visible=None, bias=None, is_causal=False, softcap=None, sink=None):
+def attention(
+    query, key, value, kept, *, scale=None, visible=None, bias=None, is_causal=False, softcap=None, sink=None
+):
     """Every row of a call: yields ((b, h, t), tail mass, exact output); rows that see nothing are left out."""
     batch, heads, queries, width = query.shape
     group = heads // key.shape[1]

@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-HEAVY = ("transformers", "typer", "rich", "scipy.stats", "plotly", "sklearn", "matplotlib", "polars", "tailbound.hf", "tailbound.lab")
+HEAVY = (
+    "transformers",
+    "typer",
+    "rich",
+    "scipy.stats",
+    "plotly",
+    "sklearn",
+    "matplotlib",
+    "polars",
+    "tailbound.hf",
+    "tailbound.lab",
+)
 
 
 def fresh(code):

@@ -1,12 +1,12 @@
 """Directed arithmetic against 60 digits: the direction always holds, and by no more than stated."""
 
 import mpmath
-import oracles
 import pytest
 import torch
 from hypothesis import given, target
 from hypothesis import strategies as st
 
+import oracles
 from tailbound.bounds import rounding
 
 moderate = st.floats(-1e150, 1e150)

@@ -1,12 +1,13 @@
-"""The product: `tv` and `output_error` are never below the truth; and engines that cheat are caught by the same laws."""
+"""The product: `tv` and `output_error` are never below the truth. Engines that cheat are caught by the same laws."""
 
 import pytest
 import torch
-from cases import SHAPES, Case, calls
 from hypothesis import given, target
-from laws import check_certificate
 
+import oracles
 import tailbound
+from cases import SHAPES, Case, calls
+from laws import check_certificate
 from tailbound import Status
 from tailbound.bounds import rounding
 from tailbound.engine import cut, finish, logits, partial
@@ -76,8 +77,6 @@ def test_flushed_denormals_stay_inside_the_certificate(impl):
         answer = tailbound.attention(q, k, v, epsilon=0.3, scale=1.0, return_kept=True, impl=impl)
     finally:
         torch.set_flush_denormal(False)
-    import oracles
-
     for index, tail, output in oracles.attention(q, k, v, answer.kept, scale=1.0):
         assert answer.certificate.tv[index].item() >= tail
         assert answer.certificate.output_error[index].item() >= oracles.distance(answer.output[index], output)
@@ -192,3 +191,60 @@ def test_the_parts_of_the_output_error_are_needed(monkeypatch):
     monkeypatch.setattr(finish, "output_error", lambda output, tv, *rest: original(output, torch.zeros_like(tv), *rest))
     with pytest.raises(AssertionError, match="output_error"):
         check_certificate(case, "torch")
+
+
+def _flushed_case():
+    """Logits that live in float32 denormals: read as zero, four different keys look the same."""
+    tiny = 2.0**-130
+    q = torch.full((1, 1, 1, 4), 2.0**127)
+    k = torch.tensor([[0.0], [3 * tiny], [-3 * tiny], [2 * tiny]]).expand(4, 4).reshape(1, 1, 4, 4).clone()
+    return Case(q, k, torch.randn(1, 1, 4, 2, generator=torch.Generator().manual_seed(0)), 0.5, {"scale": 1.0})
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_control_flushed_inputs_are_caught(impl, monkeypatch):
+    def caught():
+        case = _flushed_case()
+        assert torch.set_flush_denormal(True)
+        try:
+            answer = tailbound.attention(*case[:3], epsilon=0.5, scale=1.0, return_kept=True, impl=impl)
+        finally:
+            torch.set_flush_denormal(False)
+        truth = list(oracles.attention(*case[:3], answer.kept, scale=1.0))
+        return any(answer.certificate.tv[index].item() < tail for index, tail, _ in truth) or any(
+            answer.certificate.output_error[index].item() < oracles.distance(answer.output[index], output)
+            for index, _, output in truth
+        )
+
+    assert not caught()
+    monkeypatch.setattr(rounding, "INPUT_FLUSH", 0.0)
+    assert caught()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_control_a_forgotten_cap_error_is_caught(impl, monkeypatch):
+    """A cap of 1e6 over logits near it: the cap's own rounding is then most of the error."""
+    gen = torch.Generator().manual_seed(5)
+    cases = []
+    for _ in CONTROL_SEEDS:
+        k = 1.0 + torch.randn(1, 1, 8, 1, generator=gen, dtype=torch.float64) * 1e-7
+        cases.append(Case(torch.ones_like(k[:, :, :1]), k, torch.ones_like(k), 0.4, {"scale": 1e6, "softcap": 1e6}))
+    assert _caught(cases, impl) == 0
+    real = logits._cap
+    monkeypatch.setattr(logits, "_cap", lambda s, error, cap: (real(s, error, cap)[0], error.clamp_max(2 * cap)))
+    monkeypatch.setattr(logits, "_dot_error", lambda scale, width, q, k: torch.zeros_like(q * k))
+    assert _caught(cases, impl) >= len(cases) // 8
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_control_a_forgotten_bias_error_is_caught(impl, monkeypatch):
+    """Biases of 1e9 that differ by about 1: adding them rounds by 1e-7."""
+    gen = torch.Generator().manual_seed(6)
+    cases = []
+    for _ in CONTROL_SEEDS:
+        q, k, v = (torch.randn(1, 1, n, 4, generator=gen, dtype=torch.float64) for n in (1, 8, 8))
+        bias = 1e9 + torch.randn(1, 1, 1, 8, generator=gen, dtype=torch.float64)
+        cases.append(Case(q, k, v, 0.4, {"attn_mask": bias}))
+    assert _caught(cases, impl) == 0
+    monkeypatch.setattr(logits, "_bias_error", lambda s, error: error)
+    assert _caught(cases, impl) >= len(cases) // 8

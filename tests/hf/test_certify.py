@@ -112,9 +112,16 @@ def test_the_model_is_restored_also_after_an_exception():
     model = llama()
     before = model.config._attn_implementation
     plain = model(prompt()).logits
-    with pytest.raises(RuntimeError, match="on purpose"), tailbound.hf.certify(model):
-        assert model.config._attn_implementation == "tailbound"
-        raise RuntimeError("on purpose")
+    seen = []
+
+    def fail_inside():
+        with tailbound.hf.certify(model):
+            seen.append(model.config._attn_implementation)
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail_inside()
+    assert seen == ["tailbound"]
     assert model.config._attn_implementation == before
     assert torch.equal(model(prompt()).logits, plain)
     assert all(interface.session_of(module) is None for module in model.modules())
@@ -184,7 +191,10 @@ def test_outside_certify_the_name_is_exact_and_warns_once(monkeypatch, caplog):
 
 
 def test_what_cannot_be_certified_is_refused_in_words(model):
-    with pytest.raises(TypeError, match="takes a transformers PreTrainedModel, not a Linear"), tailbound.hf.certify(torch.nn.Linear(1, 1)):
+    with (
+        pytest.raises(TypeError, match="takes a transformers PreTrainedModel, not a Linear"),
+        tailbound.hf.certify(torch.nn.Linear(1, 1)),
+    ):
         pass
     with pytest.raises(ValueError, match=r"epsilon=2.*\[0, 1\)"), tailbound.hf.certify(model, epsilon=2):
         pass
@@ -194,7 +204,9 @@ def test_what_cannot_be_certified_is_refused_in_words(model):
 def test_assert_within_names_the_worst_row(model):
     with tailbound.hf.certify(model, epsilon=0.2) as ledger:
         generate(model, prompt())
-    with pytest.raises(CertificateError, match=r"exceed epsilon=0.001; the largest tv is .* at layer \d, step \d+.*certify"):
+    with pytest.raises(
+        CertificateError, match=r"exceed epsilon=0.001; the largest tv is .* at layer \d, step \d+.*certify"
+    ):
         ledger.assert_within(0.001)
 
 
@@ -217,7 +229,9 @@ def test_a_cache_copied_before_certified_decoding_is_not_changed_by_it(model):
 
 def test_an_encoder_without_layer_numbers_is_answered_exactly_or_certified_never_silently():
     torch.manual_seed(0)
-    model = BertModel(BertConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)).eval()
+    model = BertModel(
+        BertConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
+    ).eval()
     ids = torch.randint(0, 50, (1, 12))
     plain = model(ids).last_hidden_state
     with tailbound.hf.certify(model, epsilon=0.0) as ledger:

@@ -1,14 +1,12 @@
 """The main job on the real model, and the command line around it: figures, exit codes, one-line errors."""
 
 import json
-import os
-import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
 
+from commands import Quiet, blocked, command
 from tailbound.lab import demo, models, text, truth
 from tailbound.lab.errors import InputError
 from tailbound.result import Attention, Certificate, Status
@@ -17,17 +15,6 @@ KEYS = {
     "schema", "context", "tokens", "epsilon", "certificates", "violations", "dense_share", "kept_mean", "tv_max",
     "true_tv_max", "next_token_tv_mean", "argmax_agreement", "seconds",
 }  # fmt: skip
-
-
-def command(*arguments, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "tailbound", *arguments],
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +36,14 @@ def test_the_demo_certifies_a_real_model(small_run):
 def test_the_demo_prints_tables(small_run):
     shown = command("demo", "--context", "128", "--tokens", "2", "--epsilon", "0.1", COLUMNS="120")
     assert shown.returncode == 0, shown.stderr
-    for words in ("Certified attention by layer", "certificates issued", "violations", "next-token TV", "writes on after 128 tokens"):
+    for words in (
+        "Certified attention by layer",
+        "certificates issued",
+        "violations",
+        "next-token TV",
+        "writes on after 128 tokens",
+    ):
         assert words in shown.stdout
-
-
-class Quiet:
-    @contextmanager
-    def task(self, name, total):
-        yield lambda: None
 
 
 def test_a_violation_is_counted_and_fails_the_command(monkeypatch):
@@ -70,7 +57,9 @@ def test_a_violation_is_counted_and_fails_the_command(monkeypatch):
     monkeypatch.setattr(truth, "judge", inflated)
     result = demo.run(demo.Options(context=64, tokens=2, epsilon=0.1), Quiet())
     assert result.violations > 0
-    monkeypatch.setattr(sys, "argv", ["tailbound", "demo", "--context", "64", "--tokens", "2", "--epsilon", "0.1", "--json"])
+    monkeypatch.setattr(
+        sys, "argv", ["tailbound", "demo", "--context", "64", "--tokens", "2", "--epsilon", "0.1", "--json"]
+    )
     from tailbound.cli import main
 
     with pytest.raises(SystemExit) as stopped:
@@ -152,16 +141,14 @@ def test_a_text_that_is_not_utf8_is_refused(tmp_path):
         text.read_text(file)
 
 
-def blocked(package, *arguments):
-    code = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['tailbound', *{arguments!r}]; from tailbound.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.mark.parametrize("package", ["transformers", "accelerate", "gguf"])
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(package):
     shown = blocked(package, "demo")
     assert shown.returncode == 2
-    assert shown.stderr.strip() == f"tailbound: {package} not installed; models need the hf extra: pip install 'tailbound[hf]'"
+    assert (
+        shown.stderr.strip()
+        == f"tailbound: {package} not installed; models need the hf extra: pip install 'tailbound[hf]'"
+    )
 
 
 def test_a_missing_model_package_is_named_with_the_command_that_installs_it():

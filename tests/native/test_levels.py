@@ -61,7 +61,12 @@ def test_a_level_that_cannot_run_is_refused_not_replaced(level):
 
 def test_codes_are_never_converted_or_copied():
     good = torch.zeros(4, dtype=torch.int8)
-    for bad in (torch.zeros(4), torch.zeros(4, dtype=torch.int16), torch.zeros(8, dtype=torch.int8)[::2], torch.zeros(2, 2, dtype=torch.int8)):
+    for bad in (
+        torch.zeros(4),
+        torch.zeros(4, dtype=torch.int16),
+        torch.zeros(8, dtype=torch.int8)[::2],
+        torch.zeros(2, 2, dtype=torch.int8),
+    ):
         with pytest.raises(TypeError):
             native.dot_int8(bad, good)
 

@@ -36,7 +36,10 @@ def masses(logits, head):
 
 
 def close(found, truth, rtol=1e-11):
-    assert mpmath.almosteq(mpmath.mpf(float(found)), truth, rel_eps=rtol, abs_eps=mpmath.mpf(10) ** -300), (found, truth)
+    assert mpmath.almosteq(mpmath.mpf(float(found)), truth, rel_eps=rtol, abs_eps=mpmath.mpf(10) ** -300), (
+        found,
+        truth,
+    )
 
 
 @given(case=rows())

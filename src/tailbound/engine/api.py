@@ -103,7 +103,7 @@ def _present(call: Call, impl: str, answer: Answer) -> Attention:
     certificate = Certificate(
         tv=answer.tv.reshape(rows),
         output_error=answer.output_error.reshape(rows),
-        kept=answer.count.reshape(rows).to(torch.int32),
+        kept=answer.kept_count.reshape(rows).to(torch.int32),
         status=answer.status.reshape(rows),
     )
     kept = None if answer.kept is None else answer.kept.reshape(*rows, call.key.shape[2])
@@ -149,7 +149,7 @@ def _nothing(call: Call, return_kept: bool) -> Answer:
         output=query.new_zeros(*rows, call.value.shape[3]),
         tv=zero,
         output_error=zero.clone(),
-        count=torch.zeros(rows, dtype=torch.int64, device=query.device),
+        kept_count=torch.zeros(rows, dtype=torch.int64, device=query.device),
         status=torch.full(rows, int(Status.EMPTY), dtype=torch.uint8, device=query.device),
         kept=torch.zeros(*rows, call.key.shape[2], dtype=torch.bool, device=query.device) if return_kept else None,
     )

@@ -16,7 +16,7 @@ from tailbound.engine.cut import shift_of, smallest_head
 from tailbound.engine.finish import Answer, ValueBall, seal, spoil
 from tailbound.engine.logits import Keys, Rows, exact_logits, grouped_slice, take_keys, take_rows, visibility
 from tailbound.engine.nonfinite import dense_rows
-from tailbound.engine.partial import from_keys, from_sink, merge, merge_all
+from tailbound.engine.partial import Partial, from_keys, from_sink, merge, merge_all
 from tailbound.engine.values import value_ball
 
 BLOCK_LOGITS: int = 2**22
@@ -40,9 +40,7 @@ def attend(call: Call, return_kept: bool) -> Answer:
     return _join(by_batch, dim=0)
 
 
-def _rows(
-    call: Call, rows: Rows, blocks: list[tuple[slice, Keys, Keys]], ball: ValueBall, return_kept: bool
-) -> Answer:
+def _rows(call: Call, rows: Rows, blocks: list[tuple[slice, Keys, Keys]], ball: ValueBall, return_kept: bool) -> Answer:
     logits, error, visible, usable = (
         torch.cat(parts, -1) for parts in zip(*(_look(call, rows, *block) for block in blocks), strict=True)
     )
@@ -51,8 +49,8 @@ def _rows(
     shift = shift_of(logits, visible, sink)
     head = smallest_head(logits, error, visible, shift, sink, call.epsilon)
 
-    def state(span: slice, values: Keys):  # noqa: ANN202
-        within = (Ellipsis, span)
+    def state(span: slice, values: Keys) -> Partial:
+        within = (..., span)
         return from_keys(
             logits[within], error[within], values.vectors[:, :, None], head[within], visible[within], shift
         )
@@ -99,4 +97,6 @@ def _queries(call: Call, batch: slice) -> Iterator[slice]:
 def _join(parts: list[Answer], dim: int) -> Answer:
     if len(parts) == 1:
         return parts[0]
-    return Answer(*(None if column[0] is None else torch.cat(column, dim) for column in zip(*parts, strict=True)))
+    kept = [part.kept for part in parts if part.kept is not None]
+    columns = zip(*(part[:5] for part in parts), strict=True)
+    return Answer(*(torch.cat(column, dim) for column in columns), kept=torch.cat(kept, dim) if kept else None)

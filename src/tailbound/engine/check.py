@@ -138,7 +138,8 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     heads, kv_heads = query.shape[1], key.shape[1]
     if heads and (kv_heads == 0 or heads % kv_heads):
         raise ValueError(
-            f"{shapes}: {heads} query heads cannot share {kv_heads} KV heads; the former must be a multiple of the latter"
+            f"{shapes}: {heads} query heads cannot share {kv_heads} KV heads; "
+            "the number of query heads must be a multiple of the number of KV heads"
         )
 
 

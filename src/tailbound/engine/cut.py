@@ -28,7 +28,7 @@ def shift_of(logits: Tensor, visible: Tensor | None, sink: Tensor | None) -> Ten
 def smallest_head(
     logits: Tensor, error: Tensor, visible: Tensor, shift: Tensor, sink: Tensor | None, epsilon: float
 ) -> Tensor:
-    """The fewest keys, heaviest first (ties: smaller index first), that certify `epsilon`; every visible key if none do.
+    """The fewest keys, heaviest first (ties: smaller index first), that certify `epsilon`; else every visible key.
 
     A key outside the head costs at most `exp(logit + error - shift)`, the head is worth at least
     `sum exp(logit - shift) * exp(-eta)`, `eta` the largest error in it. The slack makes up for every later rounding of
@@ -47,7 +47,7 @@ def smallest_head(
     ranked_error = error.gather(-1, order)
     hidden = ~visible.gather(-1, order)
 
-    unread = rounding.exp_up(rounding.add_up(rounding.add_up(ranked, ranked_error), -level)).masked_fill(hidden, 0.0)
+    unread = rounding.exp_up(rounding.add_up(rounding.add_up(ranked, -level), ranked_error)).masked_fill(hidden, 0.0)
     tail = unread.flip(-1).cumsum(-1).flip(-1)  # tail[k]: ranks k and later
     weights = torch.exp(ranked - level).masked_fill(hidden, 0.0)
     none = torch.zeros_like(weights[..., :1])

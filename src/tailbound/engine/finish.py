@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     output: Tensor
     tv: Tensor
     output_error: Tensor
-    count: Tensor
+    kept_count: Tensor
     status: Tensor
     kept: Tensor | None
 
@@ -66,9 +66,7 @@ def finish(state: Partial, ball: ValueBall, dtype: torch.dtype, has_sink: bool) 
     return output, tv, error
 
 
-def output_error(
-    output: Tensor, tv: Tensor, state: Partial, sure: Tensor, ball: ValueBall, has_sink: bool
-) -> Tensor:
+def output_error(output: Tensor, tv: Tensor, state: Partial, sure: Tensor, ball: ValueBall, has_sink: bool) -> Tensor:
     """At least the distance of `output`, as it is in memory, from exact attention; docs/soundness.md has the proof."""
     width = output.shape[-1] ** 0.5 * (1.0 + rounding.gamma(4))
     center, radius, norm = ball.center[:, :, None, None], ball.radius[..., None, None], ball.norm[..., None, None]
@@ -78,7 +76,9 @@ def output_error(
     wide = output.to(torch.float64)
     size = rounding.norm_up(wide)
     # The subtraction rounds each component once; what is read back may be flushed.
-    away = rounding.add_up(rounding.mul_up(rounding.norm_up(wide - center), 1.0 + rounding.gamma(2)), 2.0 * width * rounding.INPUT_FLUSH)
+    away = rounding.add_up(
+        rounding.mul_up(rounding.norm_up(wide - center), 1.0 + rounding.gamma(2)), 2.0 * width * rounding.INPUT_FLUSH
+    )
 
     logits = rounding.mul_up((0.5 * state.eta).clamp_max(1.0), 2.0 * head_radius)  # tanh(x) <= min(x, 1)
     sums = rounding.mul_up(rounding.mul_up(state.gamma, 3.0), norm)
@@ -133,7 +133,7 @@ def spoil(answer: Answer, dense: Tensor, visible: Tensor) -> Answer:
         output=torch.where(bad[..., None], dense.to(answer.output.dtype), answer.output),
         tv=torch.where(bad, 1.0, answer.tv),
         output_error=torch.where(bad, torch.inf, answer.output_error),
-        count=torch.where(bad, visible.sum(-1), answer.count),
+        kept_count=torch.where(bad, visible.sum(-1), answer.kept_count),
         status=answer.status,
         kept=None if answer.kept is None else torch.where(bad[..., None], visible, answer.kept),
     )

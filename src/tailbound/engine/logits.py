@@ -82,17 +82,12 @@ def exact_logits(call: Call, rows: Rows, keys: Keys, span: slice) -> tuple[Tenso
     with torch.no_grad():
         error = _dot_error(call.scale, width, rows.norm[..., None], keys.norm[:, :, None, None, :])
     if call.softcap is not None:
-        logits = call.softcap * torch.tanh(logits / call.softcap)
-        # tanh has slope at most 1 and |y| (1 - tanh(y)^2) < 1/2: an error before the cap never grows, a relative error
-        # of the division costs under half a unit of the cap, tanh and the product 10 units.
-        error = rounding.add_up(error.clamp_max(2.0 * call.softcap), 16.0 * rounding.UNIT * call.softcap)
+        logits, error = _cap(logits, error, call.softcap)
     bias = grouped_slice(call.bias, call, rows, span)
     if bias is not None:
         wide = bias.to(torch.float64)
         logits = logits + torch.where(wide.isfinite(), wide, 0.0)
-        with torch.no_grad():
-            rounded = rounding.mul_up(logits.detach().abs(), 2.0 * rounding.UNIT)
-            error = rounding.add_up(rounding.add_up(error, rounded), rounding.INPUT_FLUSH)
+        error = _bias_error(logits, error)
     return logits, error
 
 
@@ -108,6 +103,24 @@ def _dot_error(scale: float, width: int, query_norm: Tensor, key_norm: Tensor) -
     relative = rounding.mul_up(rounding.mul_up(query_norm, key_norm), rounding.gamma(width + 4))
     flushed = rounding.mul_up(rounding.add_up(rounding.add_up(query_norm, key_norm), flush), flush)
     return rounding.add_up(rounding.mul_up(rounding.add_up(relative, flushed), abs(scale)), 2.0**-900)
+
+
+def _cap(logits: Tensor, error: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """`cap * tanh(logits / cap)`: slope at most 1, so that an error before the cap never grows.
+
+    `|y| (1 - tanh(y)^2) < 1/2`, so the rounded division costs under half a unit of the cap; tanh and the product cost
+    10 units at the most.
+    """
+    with torch.no_grad():
+        error = rounding.add_up(error.clamp_max(2.0 * cap), 16.0 * rounding.UNIT * cap)
+    return cap * torch.tanh(logits / cap), error
+
+
+@torch.no_grad()
+def _bias_error(logits: Tensor, error: Tensor) -> Tensor:
+    """The error after a bias was added: one rounding of the sum, and a bias that may have been read as zero."""
+    rounded = rounding.mul_up(logits.detach().abs(), 2.0 * rounding.UNIT)
+    return rounding.add_up(rounding.add_up(error, rounded), rounding.INPUT_FLUSH)
 
 
 def visibility(call: Call, rows: Rows, span: slice) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -9,13 +11,15 @@ from torch import Tensor
 from tailbound.engine.check import Call
 from tailbound.engine.finish import Answer
 
-try:
-    from tailbound import _native
-except ImportError as error:  # a pure-Python installation, or a platform without wheels: torch serves everything
-    _native = None
-    _MISSING = str(error)
-else:
-    _MISSING = ""
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("tailbound._native"), ""
+    except ImportError as error:  # a pure-Python installation, or a platform without wheels: torch serves everything
+        return None, str(error)
+
+
+_native, _MISSING = _load()
 
 
 class Levels(NamedTuple):
@@ -62,7 +66,9 @@ def attend(call: Call, return_kept: bool) -> Answer:
     raise ValueError(f"impl='native' cannot serve this call: {reason}; use impl='torch' or impl=None")
 
 
-def _module():  # noqa: ANN202
+def _module() -> ModuleType:
     if _native is None:
-        raise RuntimeError(f"the native module is missing ({_MISSING}); reinstall tailbound with a C++ compiler at hand")
+        raise RuntimeError(
+            f"the native module is missing ({_MISSING}); reinstall tailbound with a C++ compiler at hand"
+        )
     return _native

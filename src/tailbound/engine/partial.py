@@ -75,7 +75,7 @@ def from_keys(
     level = torch.where(top.isfinite(), top, 0.0)[..., None]
     weights = torch.exp(torch.where(head, logits - level, -torch.inf))
     with torch.no_grad():
-        beyond = rounding.exp_up(rounding.add_up(rounding.add_up(logits.detach(), error), -level))
+        beyond = rounding.exp_up(rounding.add_up(rounding.add_up(logits.detach(), -level), error))
         tail = rounding.sum_up(torch.where(visible & ~head, beyond, 0.0), -1)
         kept = head.sum(-1)
         worst = torch.where(head, error, 0.0).amax(-1) if head.shape[-1] else torch.zeros_like(tail)

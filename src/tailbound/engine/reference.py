@@ -44,11 +44,15 @@ def attend(call: Call, return_kept: bool) -> Answer:
     weights = torch.where(head, torch.exp(logits - level), 0.0)
     mass = weights.sum(-1) if sink is None else weights.sum(-1) + torch.exp(sink - level.squeeze(-1))
     with torch.no_grad():
-        left_out = torch.where(visible & ~head, rounding.exp_up(rounding.add_up(logits + error, -level)), 0.0)
+        left_out = torch.where(
+            visible & ~head, rounding.exp_up(rounding.add_up(rounding.add_up(logits, -level), error)), 0.0
+        )
         eta = torch.where(head, error, 0.0).amax(-1) + 2.0 * WEIGHT_ROUNDING
         spread = torch.full_like(eta, rounding.gamma(logits.shape[-1] + 8))
         tail = rounding.sum_up(left_out, -1)
     state = Partial(shift, mass, weights @ values.vectors[:, :, None], tail, head.sum(-1), eta, spread)
     ball = value_ball([values])
-    answer = seal(state, visible.sum(-1), ball, call.query.dtype, sink is not None, nonfinite, head if return_kept else None)
+    answer = seal(
+        state, visible.sum(-1), ball, call.query.dtype, sink is not None, nonfinite, head if return_kept else None
+    )
     return spoil(answer, dense_rows(call, rows, visible), visible) if bool(nonfinite.any()) else answer

@@ -1,13 +1,13 @@
-"""The main job, end to end: a real model reads a long document and writes on with certified attention, under a judge."""
+"""The main job: a real model reads a long document and writes on with certified attention, under a judge."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from tailbound.engine.check import check_epsilon
 from tailbound.lab import models, text, truth
 from tailbound.lab.errors import InputError
+from tailbound.lab.progress import Progress
 from tailbound.result import Status
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ class Options(NamedTuple):
     epsilon: float = 0.01
     dtype: str = "float32"
     download: bool = False
-
-
-class Progress(Protocol):
-    """Where progress goes: a task with a total (None: unknown) gives a function that advances it by one."""
-
-    def task(self, name: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
-        """Open a task."""
-        ...
 
 
 class LayerRow(NamedTuple):
@@ -192,7 +185,7 @@ def _check_window(model: PreTrainedModel, options: Options) -> None:
 
 
 @contextmanager
-def _timed(phases: dict[str, float], name: str):  # noqa: ANN202
+def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     phases[name] = time.perf_counter() - started

@@ -111,7 +111,9 @@ def _locate(name: str, download: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _require_transformers() -> None:
-    missing = [package for package in ("transformers", "accelerate", "gguf") if importlib.util.find_spec(package) is None]
+    missing = [
+        package for package in ("transformers", "accelerate", "gguf") if importlib.util.find_spec(package) is None
+    ]
     if missing:
         raise InputError(f"{', '.join(missing)} not installed; models need the hf extra: pip install 'tailbound[hf]'")
 

@@ -11,7 +11,9 @@ from torch import Tensor
 def check_logits(logits: Tensor, name: str = "logits") -> Tensor:
     """A floating-point tensor with at least one entry along its last dimension, and no NaN or +inf."""
     if not isinstance(logits, Tensor) or logits.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be a float32 or float64 tensor, not {getattr(logits, 'dtype', type(logits).__name__)}")
+        raise TypeError(
+            f"{name} must be a float32 or float64 tensor, not {getattr(logits, 'dtype', type(logits).__name__)}"
+        )
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"{name} has shape {tuple(logits.shape)}; its last dimension must hold at least one entry")
     if bool((logits.isnan() | logits.isposinf()).any()):

