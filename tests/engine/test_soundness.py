@@ -46,7 +46,7 @@ def test_block_sizes_do_not_matter(impl, blocks, monkeypatch):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 5, 8) * 2, torch.randn(2, 2, 50, 8), torch.randn(2, 2, 50, 3)
     whole = tailbound.attention(q, k, v, epsilon=0.05, is_causal=True, return_kept=True, impl="reference")
-    monkeypatch.setattr("tailbound.engine.blocked.BLOCK_KEYS", blocks)
+    monkeypatch.setattr("tailbound.engine.blocked.BLOCK_WIDENED", blocks * 2 * 2 * 8)  # batch, KV heads, width
     monkeypatch.setattr("tailbound.engine.blocked.BLOCK_LOGITS", 50 * 4 * blocks)
     parts = tailbound.attention(q, k, v, epsilon=0.05, is_causal=True, return_kept=True, impl=impl)
     assert torch.equal(whole.kept, parts.kept)

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import tailbound
-from tailbound import Status
+from tailbound import Certificate, Status
 from tailbound.hf import CertificateError, interface
 from tailbound.lab import truth
 
@@ -65,7 +65,7 @@ def test_every_row_is_certified_within_epsilon_and_the_judge_agrees(model, epsil
     assert all(judged)
     assert [summary.layer for summary in ledger.by_layer()] == [0, 1, 2]
     assert all(0 < summary.kept_share < 1 for summary in ledger.by_layer())
-    assert {entry.step for entry in ledger.entries} == set(range(11))
+    assert set(ledger.rows()["step"]) == set(range(11))
 
 
 def test_prefill_is_exact_and_named(model):
@@ -81,8 +81,9 @@ def test_short_calls_without_a_cache_are_causal(model):
     with tailbound.hf.certify(model, epsilon=0.0) as ledger:
         certified = model(ids).logits
     torch.testing.assert_close(certified, model(ids).logits, rtol=1e-3, atol=1e-4)
-    assert ledger.entries[0].visible[0, 0].tolist() == list(range(1, 11))
-    assert ledger.entries[0].kept[0, 0].tolist() == list(range(1, 11))
+    first = ledger.rows()[:10]  # layer 0, head 0
+    assert first["query"].tolist() == list(range(10))
+    assert first["visible"].tolist() == first["kept"].tolist() == list(range(1, 11))
 
 
 def test_several_queries_on_a_cache_see_the_past_and_not_the_future(model):
@@ -92,7 +93,7 @@ def test_several_queries_on_a_cache_see_the_past_and_not_the_future(model):
         cache = model(ids[:, :-6]).past_key_values
         certified = model(ids[:, -6:], past_key_values=cache).logits
     torch.testing.assert_close(certified, plain, rtol=1e-3, atol=1e-4)
-    assert ledger.entries[0].visible[0, 0].tolist() == list(range(35, 41))
+    assert ledger.rows()["visible"][:6].tolist() == list(range(35, 41))
 
 
 def test_a_left_padded_batch_equals_its_singles(model):
@@ -104,8 +105,9 @@ def test_a_left_padded_batch_equals_its_singles(model):
         apart = [generate(model, ids) for ids in singles]
     for row, alone in zip(together, apart, strict=True):
         assert row[40:].tolist() == alone[0, -12:].tolist()
-    first = ledger.entries[0]
-    assert first.visible[:, 0, 0].tolist() == [25, 32, 41, 41]
+    rows = ledger.rows()[:32]  # the first call: 4 batch entries of 8 heads
+    assert rows["batch"].tolist() == sorted([0, 1, 2, 3] * 8)
+    assert rows["visible"][rows["head"] == 0].tolist() == [25, 32, 41, 41]
 
 
 def test_the_model_is_restored_also_after_an_exception():
@@ -166,7 +168,7 @@ def test_two_models_with_two_budgets_in_two_threads_do_not_mix():
 def test_recording_off_keeps_no_entries(model):
     with tailbound.hf.certify(model, epsilon=0.1, record=False) as ledger:
         generate(model, prompt())
-    assert ledger.entries == []
+    assert len(ledger) == ledger.rows().size == 0
     assert ledger.exact
 
 
@@ -205,7 +207,8 @@ def test_assert_within_names_the_worst_row(model):
     with tailbound.hf.certify(model, epsilon=0.2) as ledger:
         generate(model, prompt())
     with pytest.raises(
-        CertificateError, match=r"exceed epsilon=0.001; the largest tv is .* at layer \d, step \d+.*certify"
+        CertificateError,
+        match=r"exceed epsilon=0.001; .* at layer \d, step \d+, batch 0, head \d, query 0: CERTIFIED.*certify",
     ):
         ledger.assert_within(0.001)
 
@@ -238,3 +241,16 @@ def test_an_encoder_without_layer_numbers_is_answered_exactly_or_certified_never
         certified = model(ids).last_hidden_state
     torch.testing.assert_close(certified, plain, rtol=1e-4, atol=1e-5)
     assert len(ledger) == 2 * 4 * 12 or sum(ledger.exact.values()) == 2
+
+
+def test_the_ledger_keeps_every_row_across_chunks(monkeypatch):
+    monkeypatch.setattr("tailbound.hf.ledger.CHUNK_ROWS", 7)
+    ledger = tailbound.hf.Ledger()
+    for step in range(5):
+        tv = torch.arange(4, dtype=torch.float64).reshape(1, 2, 2) + 10 * step
+        certificate = Certificate(tv, tv * 2, tv.int(), torch.zeros(1, 2, 2, dtype=torch.uint8))
+        ledger.record(step, 3, certificate, torch.tensor(50))
+    rows = ledger.rows()
+    assert len(ledger) == rows.size == 20
+    assert rows["tv"].tolist() == [10.0 * step + i for step in range(5) for i in range(4)]
+    assert rows[5].tolist() == (1, 3, 0, 0, 1, 11.0, 22.0, 11, 50, 0)

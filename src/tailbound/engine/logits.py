@@ -59,12 +59,16 @@ def take_rows(call: Call, batch: slice, queries: slice) -> Rows:
 
 def take_keys(tensor: Tensor, batch: slice, span: slice) -> Keys:
     """Some keys (or values) of some batch entries, widened."""
-    stored = tensor[batch, :, span]
-    finite = stored.isfinite().all(-1)
-    wide = torch.where(finite[..., None], stored.to(torch.float64), 0.0)
+    usable = finite(tensor, batch, span)
+    wide = torch.where(usable[..., None], tensor[batch, :, span].to(torch.float64), 0.0)
     with torch.no_grad():
         norm = rounding.norm_up(wide.detach())
-    return Keys(wide, norm, finite)
+    return Keys(wide, norm, usable)
+
+
+def finite(tensor: Tensor, batch: slice, span: slice) -> Tensor:
+    """Which keys (or values) hold no NaN and no infinity: bool (B, Hkv, n)."""
+    return tensor[batch, :, span].isfinite().all(-1)
 
 
 def exact_logits(call: Call, rows: Rows, keys: Keys, span: slice) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def attend(call: Call, return_kept: bool) -> Answer:
         spread = torch.full_like(eta, rounding.gamma(logits.shape[-1] + 8))
         tail = rounding.sum_up(left_out, -1)
     state = Partial(shift, mass, weights @ values.vectors[:, :, None], tail, head.sum(-1), eta, spread)
-    ball = value_ball([values])
+    ball = value_ball(lambda: [values])
     answer = seal(
         state, visible.sum(-1), ball, call.query.dtype, sink is not None, nonfinite, head if return_kept else None
     )

@@ -8,13 +8,12 @@
 
 from tailbound.hf.certifying import certify
 from tailbound.hf.interface import NAME, install
-from tailbound.hf.ledger import CertificateError, Entry, LayerSummary, Ledger
+from tailbound.hf.ledger import CertificateError, LayerSummary, Ledger
 from tailbound.hf.session import Observation
 
 __all__ = [
     "NAME",
     "CertificateError",
-    "Entry",
     "LayerSummary",
     "Ledger",
     "Observation",

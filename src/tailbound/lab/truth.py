@@ -23,21 +23,30 @@ class Truth(NamedTuple):
 def judge(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, kept: Tensor, output: Tensor
 ) -> Truth:
-    """Recompute total variation and output error of an attention answer."""
-    groups = query.shape[1] // key.shape[1]
-    keys = key.double().repeat_interleave(groups, dim=1)
-    values = value.double().repeat_interleave(groups, dim=1)
-    logits = torch.einsum("bhqd,bhkd->bhqk", query.double(), keys) * scale
-    if mask is not None and mask.dtype is torch.bool:
-        logits = logits.masked_fill(~mask, -torch.inf)
-    elif mask is not None:
-        hidden = mask <= torch.finfo(mask.dtype).min
-        logits = (logits + mask.double()).masked_fill(hidden, -torch.inf)
-    weights = (logits - logits.amax(-1, keepdim=True)).exp()
-    total = weights.sum(-1)
-    left_out = weights.masked_fill(kept, 0.0).sum(-1)
-    exact = torch.einsum("bhqk,bhkv->bhqv", weights, values) / total[..., None]
-    return Truth(left_out / total, (output.double() - exact).norm(dim=-1))
+    """Recompute total variation and output error of an attention answer, one KV head at a time."""
+    batch, heads, queries, _ = query.shape
+    group = heads // key.shape[1]
+    seen = None if mask is None else mask.expand(kept.shape)
+    tv = torch.empty(batch, heads, queries, dtype=torch.float64)
+    error = torch.empty_like(tv)
+    for b in range(batch):
+        for h in range(key.shape[1]):
+            part = (b, slice(h * group, (h + 1) * group))
+            logits = query[part].double() @ key[b, h].double().T * scale
+            if seen is not None:
+                logits = _masked(logits, seen[part])
+            weights = (logits - logits.amax(-1, keepdim=True)).exp()
+            total = weights.sum(-1)
+            tv[part] = weights.masked_fill(kept[part], 0.0).sum(-1) / total
+            exact = weights @ value[b, h].double() / total[..., None]
+            error[part] = (output[part].double() - exact).norm(dim=-1)
+    return Truth(tv, error)
+
+
+def _masked(logits: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype is torch.bool:
+        return logits.masked_fill(~mask, -torch.inf)
+    return (logits + mask.double()).masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
 
 
 def next_token_tv(a: Tensor, b: Tensor) -> Tensor:
