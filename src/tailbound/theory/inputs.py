@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 
 import torch
@@ -35,7 +36,28 @@ def check_budget(epsilon: float) -> float:
     return float(epsilon)
 
 
-def check_head(head: Tensor, logits: Tensor) -> Tensor:
+def check_positive(name: str, number: float) -> float:
+    """A finite number above 0."""
+    real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not real or not 0.0 < float(number) < math.inf:
+        raise ValueError(f"{name}={number!r} must be a finite number above 0")
+    return float(number)
+
+
+def check_values(values: Tensor, logits: Tensor) -> Tensor:
+    """Values (..., n, d) that go with logits (..., n)."""
+    if not isinstance(values, Tensor) or values.dtype != logits.dtype:
+        raise TypeError(
+            f"values must be a {logits.dtype} tensor, not {getattr(values, 'dtype', type(values).__name__)}"
+        )
+    if values.shape[:-1] != logits.shape:
+        raise ValueError(f"values has shape {tuple(values.shape)}; logits {tuple(logits.shape)} need (..., n, d)")
+    if not bool(values.isfinite().all()):
+        raise ValueError("values holds NaN or infinity")
+    return values
+
+
+def check_head(head: Tensor, logits: Tensor, allow_empty: bool = False) -> Tensor:
     """A boolean set over the last dimension with at least one member in every row that is not masked out."""
     if not isinstance(head, Tensor) or head.dtype is not torch.bool:
         raise TypeError(f"head must be a boolean tensor, not {getattr(head, 'dtype', type(head).__name__)}")
@@ -45,6 +67,6 @@ def check_head(head: Tensor, logits: Tensor) -> Tensor:
         raise ValueError(
             f"head has shape {tuple(head.shape)}, which cannot be broadcast to the logits' {tuple(logits.shape)}"
         ) from None
-    if not bool((head & ~logits.isneginf()).any(-1).all()):
+    if not allow_empty and not bool((head & ~logits.isneginf()).any(-1).all()):
         raise ValueError("head is empty in some row: it must hold at least one entry with a finite logit")
     return head

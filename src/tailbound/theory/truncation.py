@@ -46,7 +46,7 @@ def tail_mass(logits: Float[Tensor, "*batch n"], head: Bool[Tensor, "*batch n"])
     >>> tail_mass(torch.zeros(4), torch.tensor([True, True, True, False])).item()
     0.25
     """
-    log_tail, log_head = _log_masses(logits, head)
+    log_tail, log_head = log_masses(logits, head)
     return torch.sigmoid(log_tail - log_head)
 
 
@@ -65,7 +65,7 @@ def kl_divergence(logits: Float[Tensor, "*batch n"], head: Bool[Tensor, "*batch 
     >>> kl_divergence(torch.zeros(4), torch.tensor([True, True, False, False])).item()  # log 2
     0.6931471824645996
     """
-    log_tail, log_head = _log_masses(logits, head)
+    log_tail, log_head = log_masses(logits, head)
     return torch.nn.functional.softplus(log_tail - log_head)
 
 
@@ -84,7 +84,7 @@ def chi_square(logits: Float[Tensor, "*batch n"], head: Bool[Tensor, "*batch n"]
     >>> chi_square(torch.zeros(4), torch.tensor([True, False, False, False])).item()
     3.0
     """
-    log_tail, log_head = _log_masses(logits, head)
+    log_tail, log_head = log_masses(logits, head)
     return torch.exp(log_tail - log_head)
 
 
@@ -104,7 +104,8 @@ def smallest_k(logits: Float[Tensor, "*batch n"], epsilon: float) -> Int64[Tenso
     return (tails > epsilon).sum(-1).clamp(min=1)
 
 
-def _log_masses(logits: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+def log_masses(logits: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the unnormalised masses of the tail and of the head, in nats; -inf for an empty tail."""
     head = check_head(head, check_logits(logits))
     log_tail = torch.logsumexp(logits.masked_fill(head, -torch.inf), -1)
     log_head = torch.logsumexp(logits.masked_fill(~head, -torch.inf), -1)
