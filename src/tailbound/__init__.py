@@ -9,12 +9,14 @@ from tailbound.engine.api import attention
 from tailbound.result import Attention, Certificate, Stats, Status
 
 if TYPE_CHECKING:
+    from tailbound import bounds as bounds
     from tailbound import hf as hf
+    from tailbound import search as search
     from tailbound import theory as theory
 
-__all__ = ["Attention", "Certificate", "Stats", "Status", "attention", "hf", "theory"]
+__all__ = ["Attention", "Certificate", "Stats", "Status", "attention", "bounds", "hf", "search", "theory"]
 
-_LAZY = frozenset({"hf", "theory"})
+_LAZY = frozenset({"bounds", "hf", "search", "theory"})
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailbound.bounds import rounding
 from tailbound.engine import finish, partial
 
 ROWS, WIDTH = 3, 4
@@ -85,7 +86,7 @@ def test_merged_tail_and_mass_bound_the_truth(case):
     """To 60 digits: the tail is at least, the mass rounded down at most, what they stand for; so tv is sound."""
     _, logits, _, head, visible = case
     whole = partial.merge_all(states(case))
-    sure, tv = finish.mass_down(whole), finish.tv_up(finish.mass_down(whole), whole.tail)
+    sure, tv = finish.mass_down(whole), rounding.share_up(whole.tail, finish.mass_down(whole))
     for row in range(ROWS):
         if not visible[row].any():
             assert tv[row] == 0
@@ -105,7 +106,7 @@ def test_merged_tv_lies_between_the_parts(case):
     parts = states(case)
     a, b = parts[0], parts[-1]
     both = partial.merge(a, b)
-    tv_a, tv_b, tv = (finish.tv_up(finish.mass_down(s), s.tail) for s in (a, b, both))
+    tv_a, tv_b, tv = (rounding.share_up(s.tail, finish.mass_down(s)) for s in (a, b, both))
     some = [(s.mass > 0) | (s.tail > 0) for s in (a, b)]
     ok = some[0] & some[1]
     assert (tv[ok] <= torch.maximum(tv_a, tv_b)[ok] * (1 + 1e-11)).all()

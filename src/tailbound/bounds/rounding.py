@@ -91,6 +91,21 @@ def sum_up(x: Tensor, dim: int) -> Tensor:
     return torch.where(total > 0, mul_up(total, 1.0 + gamma(x.shape[dim] + 2)), 0.0)
 
 
+def sum_down(x: Tensor, dim: int) -> Tensor:
+    """At most the sum of non-negative terms, at least 0."""
+    return mul_down(x.sum(dim), 1.0 - gamma(x.shape[dim] + 2)).clamp_min(0.0)
+
+
+def share_up(part_up: Tensor, rest_down: Tensor) -> Tensor:
+    """At least `part / (part + rest)`, at most 1, from a part rounded up and a rest rounded down; 0 if the part is 0.
+
+    This is how masses become a total variation: `part` is what was left out, `rest` what was kept.
+    """
+    ratio = div_down(rest_down, part_up)
+    share = div_up(torch.ones_like(ratio), add_down(ratio, 1.0))
+    return torch.where(part_up > 0, share.clamp_max(1.0).nan_to_num(nan=1.0), 0.0)
+
+
 def norm_up(x: Tensor) -> Tensor:
     """At least the Euclidean norm over the last dimension; scaled, so that it neither overflows nor underflows to 0."""
     if x.shape[-1] == 0:

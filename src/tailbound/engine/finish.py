@@ -37,13 +37,6 @@ class Answer(NamedTuple):
     kept: Tensor | None
 
 
-def tv_up(mass_down: Tensor, tail_up: Tensor) -> Tensor:
-    """`T / (Z + T)` from a head mass rounded down and a tail rounded up: at least the true tail mass, at most 1."""
-    ratio = rounding.div_down(mass_down, tail_up)
-    tv = rounding.div_up(torch.ones_like(ratio), rounding.add_down(ratio, 1.0))
-    return torch.where(tail_up > 0, tv.clamp_max(1.0).nan_to_num(nan=1.0), 0.0)
-
-
 def mass_down(state: Partial) -> Tensor:
     """At most the true head mass (and sink) of a state, relative to its shift."""
     sure = rounding.mul_down(state.mass, rounding.exp_down(-state.eta))
@@ -61,7 +54,7 @@ def finish(state: Partial, ball: ValueBall, dtype: torch.dtype, has_sink: bool) 
     output = torch.where(alive[..., None], mean, 0.0).to(dtype)
     with torch.no_grad():
         sure = mass_down(state)
-        tv = tv_up(sure, state.tail)
+        tv = rounding.share_up(state.tail, sure)
         error = output_error(output.detach(), tv, state, sure, ball, has_sink)
     return output, tv, error
 

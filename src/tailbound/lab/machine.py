@@ -18,6 +18,7 @@ SCHEMA = "tailbound.doctor/1"
 
 _EXTRAS = {
     "hf": ("transformers", "accelerate", "gguf", "safetensors"),
+    "search": ("scikit-learn",),
     "docs": ("mkdocs-material", "mkdocstrings"),
     "dev": ("pytest", "hypothesis", "mpmath", "ruff", "pyright", "import-linter", "beartype"),
 }

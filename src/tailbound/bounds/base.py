@@ -1,0 +1,84 @@
+"""The protocol of a bound: a state built from keys once, and an interval that holds every logit of a cell."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """Outward-rounded: `lower <= scale * q.k <= upper` for every key k of the cell, in real arithmetic. Nats."""
+
+    lower: Float[Tensor, " cells"]
+    upper: Float[Tensor, " cells"]
+
+
+class CellBound(ABC):
+    """Keys (n, D) in cells, and a summary of each cell that bounds its logits for any query and any scale.
+
+    The bound owns a copy of the keys, so that the caller may change them; `append` needs them to bring the summaries
+    of touched cells up to date, and gives the same state as building anew. `bytes_per_key` counts the summaries alone.
+    """
+
+    def __init__(self, keys: Float[Tensor, "n D"], cells: Int64[Tensor, " n"]) -> None:
+        """Summarise keys.
+
+        Args:
+            keys: (n, D), any floating-point dtype; their stored values are the truth.
+            cells: int64 (n,), the cell of each key, from 0; no cell between 0 and the largest may be empty.
+
+        Raises:
+            ValueError: shapes that do not fit, an empty cell, NaN or infinity.
+        """
+        if keys.ndim != 2 or keys.shape[0] == 0 or keys.shape[1] == 0:
+            raise ValueError(f"keys has shape {tuple(keys.shape)}; it must be (n, D) with n and D at least 1")
+        if not bool(keys.isfinite().all()):
+            raise ValueError("keys holds NaN or infinity: such keys cannot be bounded; leave them out and read them")
+        if cells.shape != keys.shape[:1] or cells.dtype is not torch.int64:
+            raise ValueError(f"cells has shape {tuple(cells.shape)}; it must be int64 ({keys.shape[0]},)")
+        counts = torch.bincount(cells) if int(cells.min()) >= 0 else torch.zeros(1, dtype=torch.int64)
+        if bool((counts == 0).any()):
+            raise ValueError(
+                f"cells must use every number from 0 to the largest; {int((counts == 0).sum())} are unused"
+            )
+        self.keys = keys.clone()
+        self.cells = cells.clone()
+        self.counts = counts
+        self._summarise()
+
+    @property
+    def cell_count(self) -> int:
+        """Number of cells."""
+        return self.counts.shape[0]
+
+    @property
+    def bytes_per_key(self) -> float:
+        """Bytes of summary for each key, beside the keys."""
+        return self.bytes_per_cell() * self.cell_count / self.keys.shape[0]
+
+    def members(self, cell: int) -> Int64[Tensor, " m"]:
+        """The keys of a cell, ascending."""
+        return (self.cells == cell).nonzero().squeeze(-1)
+
+    def append(self, keys: Float[Tensor, "m D"], cells: Int64[Tensor, " m"]) -> CellBound:
+        """A bound over the old keys and new ones, which may join old cells or open the next ones.
+
+        The same state as building from all keys at once. Raises as the constructor does.
+        """
+        return type(self)(torch.cat([self.keys, keys.to(self.keys)]), torch.cat([self.cells, cells]))
+
+    @abstractmethod
+    def interval(self, query: Float[Tensor, " D"], scale: float) -> Interval:
+        """Bounds on the logits `scale * q.k` of every cell, for a finite query and any finite scale, negative too."""
+
+    @abstractmethod
+    def bytes_per_cell(self) -> int:
+        """Bytes of one cell's summary."""
+
+    @abstractmethod
+    def _summarise(self) -> None:
+        """Make the summaries from `keys`, `cells` and `counts`."""

@@ -1,0 +1,154 @@
+"""Delta_k-Search, MC-Search and the hybrid. Tzachristas et al. 2025, Algorithms 1 and 2, Section 8.2.
+
+All open cells by falling upper end and stop at the first proof. Where we differ from the printed algorithms:
+
+- MC-Search counts every unread key of a cell (`n_j exp(U_j)`), keeps the unread mass in the denominator, and never
+  drops the scale;
+- a search that runs out of cells returns the exact tail mass and says EXHAUSTED if that is above epsilon;
+- the gap test certifies a total variation, and does not claim that the keys are the k heaviest.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tailbound.bounds.base import CellBound
+from tailbound.search.result import Cost, SearchResult, SearchStatus
+from tailbound.search.state import Scorer, SearchState
+
+Test = tuple[str, Callable[[SearchState], tuple[int, float]]]
+
+
+def gap_search(
+    bound: CellBound,
+    query: Float[Tensor, " D"],
+    score: Scorer,
+    *,
+    epsilon: float,
+    k: int,
+    scale: float = 1.0,
+    score_error: float = 0.0,
+) -> SearchResult:
+    """Delta_k-Search: keep the k best keys once a gap below them proves `tv <= epsilon` (Alg. 1, Thm 7.1).
+
+    Args:
+        bound: cells of keys. query: (D,), finite.
+        score: int64 keys (m,) in, float64 logits (m,) out; asked only for the keys of opened cells.
+        epsilon: budget of total variation, in (0, 1).
+        k: keys to keep, in [1, n]. At k = n nothing needs to be scored.
+        scale: what `score` and the bound multiply `q.k` by; any finite number.
+        score_error: what the logits that `score` gives may be off by, nats.
+
+    Raises:
+        ValueError: epsilon, k, scale or score_error out of range, a query that does not fit, NaN from `score`.
+
+    >>> from tailbound.bounds import Ball, run_cells
+    >>> keys = torch.tensor([[9.0], [9.0], [0.0], [0.1]])
+    >>> asked = lambda i: keys[i, 0].double()
+    >>> found = gap_search(Ball(keys, run_cells(4, 2)), torch.ones(1), asked, epsilon=0.01, k=2)
+    >>> found.kept.tolist(), found.status.name, found.cost
+    ([0, 1], 'CERTIFIED', Cost(keys_scored=2, cells_opened=1))
+    """
+    _check(bound, epsilon, k, score_error)
+    tests: list[Test] = [("gap", lambda state: (k, state.gap_tv(k)))]
+    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, tests)
+
+
+def mass_search(
+    bound: CellBound,
+    query: Float[Tensor, " D"],
+    score: Scorer,
+    *,
+    epsilon: float,
+    k: int | None = None,
+    scale: float = 1.0,
+    score_error: float = 0.0,
+) -> SearchResult:
+    """MC-Search: keep keys once the mass of all others, read or not, proves `tv <= epsilon` (Alg. 2, Thm 7.2).
+
+    Args:
+        k: keys to keep, in [1, n]; None keeps the fewest scored keys that prove epsilon when the first proof appears.
+
+    Other arguments and errors as in `gap_search`. With k = None the result is always CERTIFIED.
+
+    >>> from tailbound.bounds import Ball, run_cells
+    >>> keys = torch.tensor([[9.0], [9.0], [0.0], [0.1]])
+    >>> asked = lambda i: keys[i, 0].double()
+    >>> mass_search(Ball(keys, run_cells(4, 2)), torch.ones(1), asked, epsilon=0.01).kept.tolist()
+    [0, 1]
+    """
+    _check(bound, epsilon, k, score_error)
+    tests: list[Test] = [("mass", _adaptive(epsilon) if k is None else _fixed_mass(k))]
+    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, tests)
+
+
+def hybrid_search(
+    bound: CellBound,
+    query: Float[Tensor, " D"],
+    score: Scorer,
+    *,
+    epsilon: float,
+    k: int,
+    scale: float = 1.0,
+    score_error: float = 0.0,
+) -> SearchResult:
+    """The hybrid policy: after each cell the gap test, and where it fails the mass test (Section 8.2).
+
+    Arguments and errors as in `gap_search`; `result.test` says which test fired.
+    """
+    _check(bound, epsilon, k, score_error)
+    tests: list[Test] = [("gap", lambda state: (k, state.gap_tv(k))), ("mass", _fixed_mass(k))]
+    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, tests)
+
+
+def _search(state: SearchState, epsilon: float, k: int | None, tests: list[Test]) -> SearchResult:
+    if k == state.total:
+        everything = torch.arange(state.total)
+        nothing = torch.empty(0, dtype=torch.float64)
+        return SearchResult(everything, nothing, 0.0, SearchStatus.CERTIFIED, "exact", Cost(0, 0))
+    while state.scored < state.total:
+        state.open_next()
+        for name, test in tests:
+            count, tv = test(state)
+            if tv <= epsilon and state.scored < state.total:
+                return _result(state, count, tv, SearchStatus.CERTIFIED, name)
+    # Every key is scored: the mass test has nothing unread in it, and gives the tail mass itself.
+    count, tv = (_adaptive(epsilon) if k is None else _fixed_mass(k))(state)
+    status = SearchStatus.CERTIFIED if tv <= epsilon else SearchStatus.EXHAUSTED
+    return _result(state, count, tv, status, "exact")
+
+
+def _fixed_mass(k: int) -> Callable[[SearchState], tuple[int, float]]:
+    return lambda state: (k, float(state.mass_tv(k, k)[0]) if state.scored >= k else 1.0)
+
+
+def _adaptive(epsilon: float) -> Callable[[SearchState], tuple[int, float]]:
+    """The fewest scored keys that prove epsilon; all of them, with what they prove, if none do."""
+
+    def test(state: SearchState) -> tuple[int, float]:
+        tv = state.mass_tv(1, state.scored)
+        enough = (tv <= epsilon).nonzero()
+        first = int(enough[0]) if len(enough) else state.scored - 1
+        return first + 1, float(tv[first])
+
+    return test
+
+
+def _result(state: SearchState, k: int, tv: float, status: SearchStatus, test: str) -> SearchResult:
+    return SearchResult(*state.best(k), tv, status, test, state.cost)
+
+
+def _check(bound: CellBound, epsilon: float, k: int | None, score_error: float) -> None:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real) or not 0.0 < float(epsilon) < 1.0:
+        raise ValueError(f"epsilon={epsilon!r} must be a number in (0, 1)")
+    n = bound.keys.shape[0]
+    if k is not None and (isinstance(k, bool) or not isinstance(k, numbers.Integral) or not 1 <= k <= n):
+        raise ValueError(f"k={k!r} must be an integer in [1, {n}]")
+    if not (math.isfinite(score_error) and score_error >= 0.0):
+        raise ValueError(f"score_error={score_error!r} must be a finite number of nats, at least 0")
