@@ -3,54 +3,55 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from jaxtyping import Bool, Float, Int32, UInt8
 from torch import Tensor
 
 
-class Status(IntEnum):
+class Diagnosis(IntEnum):
+    """A status that explains itself: a number, what happened, and what the caller can do about it."""
+
+    diagnosis: str
+    remedy: str
+
+    def __new__(cls, number: int, diagnosis: str, remedy: str) -> Self:
+        """Attach the words to the number."""
+        member = int.__new__(cls, number)
+        member._value_ = number
+        member.diagnosis = diagnosis
+        member.remedy = remedy
+        return member
+
+
+class Status(Diagnosis):
     """How one row (one query of one head) was answered. Every member is a diagnosis and names its remedy.
 
     >>> Status(1).name, Status.DENSE.remedy[:16]
     ('DENSE', 'none is needed: ')
     """
 
-    CERTIFIED = 0
-    DENSE = 1
-    EMPTY = 2
-    NONFINITE = 3
-
-    @property
-    def diagnosis(self) -> str:
-        """What happened to the row."""
-        return _WORDS[self][0]
-
-    @property
-    def remedy(self) -> str:
-        """What the caller can do about it."""
-        return _WORDS[self][1]
-
-
-_WORDS = {
-    Status.CERTIFIED: (
+    CERTIFIED = (
+        0,
         "Some visible keys got no weight; their softmax mass is at most tv, which is at most epsilon.",
         "none is needed.",
-    ),
-    Status.DENSE: (
+    )
+    DENSE = (
+        1,
         "Every visible key got its weight: epsilon was 0, or no smaller set of keys could be certified.",
         "none is needed: tv is 0. A larger epsilon leaves more keys out.",
-    ),
-    Status.EMPTY: (
+    )
+    EMPTY = (
+        2,
         "The row sees no key (no keys at all, or the mask hides every one). The output is zeros.",
         "check the mask if this row should see something.",
-    ),
-    Status.NONFINITE: (
+    )
+    NONFINITE = (
+        3,
         "The query, a key or value that the row sees, a bias, or a logit is NaN or infinite. The row was computed "
         "densely on its visible keys, and nothing can be certified: tv is 1 and output_error is infinite.",
         "find the NaN or infinity in the inputs of this call; rows that do not see it are not affected.",
-    ),
-}
+    )
 
 
 class Certificate(NamedTuple):

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import NamedTuple
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from tailbound.result import Diagnosis
 
-class SearchStatus(IntEnum):
+
+class SearchStatus(Diagnosis):
     """How a search ended. Every member is a diagnosis and names its remedy."""
 
-    CERTIFIED = 0
-    EXHAUSTED = 1
-    UNCERTIFIED = 2
-
-    @property
-    def diagnosis(self) -> str:
-        """What happened."""
-        return _WORDS[self][0]
-
-    @property
-    def remedy(self) -> str:
-        """What the caller can do about it."""
-        return _WORDS[self][1]
-
-
-_WORDS = {
-    SearchStatus.CERTIFIED: ("tv is proved, and at most epsilon.", "none is needed."),
-    SearchStatus.EXHAUSTED: (
+    CERTIFIED = (0, "tv is proved, and at most epsilon.", "none is needed.")
+    EXHAUSTED = (
+        1,
         "Every key was scored, so tv is the tail mass itself (rounded up), and it is above epsilon: k keys are not "
         "enough for this query.",
         "raise k or epsilon, or let mass_search choose k.",
-    ),
-    SearchStatus.UNCERTIFIED: (
+    )
+    UNCERTIFIED = (
+        2,
         "The keys were chosen by a policy that proves nothing: tv is 1.",
         "use gap_search, mass_search or hybrid_search where a proof is needed.",
-    ),
-}
+    )
 
 
 class Cost(NamedTuple):
