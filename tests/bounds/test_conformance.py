@@ -1,73 +1,19 @@
 """The laws of a bound. Every bound inherits all of them; broken bounds must break them."""
 
-import mpmath
 import pytest
 import torch
 from hypothesis import given, target
 from hypothesis import strategies as st
 
-import oracles
-from tailbound.bounds import Ball, Box, kmeans_cells, rounding, run_cells
-from tailbound.bounds import cells as cells_module
+from intervals import check_interval, fitting, setups, single_cells
+from tailbound.bounds import Ball, Box, Sketch, base, kmeans_cells, rounding, run_cells
 
-BOUNDS = (Ball, Box)
-
-
-def cells_by_runs(keys):
-    return run_cells(keys.shape[0], 3)
-
-
-def scattered_cells(keys):
-    """Cells whose members lie anywhere: every third key, as a k-means would not leave them in order either."""
-    return torch.arange(keys.shape[0]) % 3
-
-
-def single_cells(keys):
-    return run_cells(keys.shape[0], 1)
+BOUNDS = (Ball, Box, Sketch)
+CELL_BOUNDS = (Ball, Box)
 
 
 laws = pytest.mark.parametrize("bound", BOUNDS, ids=lambda b: b.__name__)
-
-
-@st.composite
-def setups(draw):
-    """(keys, query, scale, cells): any dtype, tiny and huge norms, outliers, ties, negative scales."""
-    gen = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    n, width = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 7, 16]))
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
-    keys = torch.randn(n, width, generator=gen, dtype=torch.float64)
-    query = torch.randn(width, generator=gen, dtype=torch.float64)
-    match draw(st.sampled_from(["plain", "equal", "signs", "outlier channel", "outlier key", "aligned"])):
-        case "equal":
-            keys = keys[:1].expand(n, width).clone()
-        case "signs":
-            keys, query = keys.sign(), query.sign()
-        case "outlier channel":
-            keys[:, 0] += 100.0
-        case "outlier key":
-            keys[0] *= 100.0
-        case "aligned":
-            query = keys[0].clone()
-    if dtype is not torch.float16:
-        keys *= 10.0 ** draw(st.sampled_from([0, -25, 25, -12]))
-        query *= 10.0 ** draw(st.sampled_from([0, -25, 25, 12]))
-    scale = draw(st.sampled_from([1.0, 0.125, -1.0, -0.3, 0.0, 1e-30]))
-    keys, query = keys.to(dtype), query.to(dtype)
-    return keys, query, scale, draw(st.sampled_from([cells_by_runs, scattered_cells, single_cells]))(keys)
-
-
-def check_interval(bound, setup):
-    """Every exact logit lies in its cell's interval. Returns how close one came to an end, as a share of the width."""
-    keys, query, scale, cells = setup
-    lower, upper = bound(keys, cells).interval(query, scale)
-    closest = 0.0
-    for i, cell in enumerate(cells.tolist()):
-        truth = oracles.logit(query, keys[i], scale)
-        low, high = mpmath.mpf(lower[cell].item()), mpmath.mpf(upper[cell].item())
-        assert low <= truth <= high, f"key {i} of cell {cell}: {truth} outside [{low}, {high}]"
-        if high > low:
-            closest = max(closest, float(abs(2 * truth - low - high) / (high - low)))
-    return closest
+cell_laws = pytest.mark.parametrize("bound", CELL_BOUNDS, ids=lambda b: b.__name__)
 
 
 @laws
@@ -76,10 +22,11 @@ def test_no_logit_leaves_its_interval(bound, setup):
     target(check_interval(bound, setup), label="closest to an end")
 
 
-@laws
+@cell_laws
 @given(setup=setups(), data=st.data())
 def test_append_equals_rebuild_to_the_bit(bound, setup, data):
     keys, query, scale, cells = setup
+    cells = fitting(bound, cells)
     whole_cells = [cut for cut in range(1, len(keys)) if len(cells[:cut].unique()) == int(cells[:cut].max()) + 1]
     cut = data.draw(st.sampled_from(whole_cells or [len(keys)]))
     grown = bound(keys[:cut], cells[:cut]).append(keys[cut:], cells[cut:])
@@ -89,10 +36,11 @@ def test_append_equals_rebuild_to_the_bit(bound, setup, data):
     assert grown.bytes_per_key == whole.bytes_per_key
 
 
-@laws
+@cell_laws
 @given(setup=setups(), seed=st.integers(0, 1000))
 def test_permuting_keys_permutes_nothing_but_roundings(bound, setup, seed):
     keys, query, scale, cells = setup
+    cells = fitting(bound, cells)
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
     a, b = bound(keys, cells).interval(query, scale), bound(keys[order], cells[order]).interval(query, scale)
     size = abs(scale) * float(query.double().norm()) * float(keys.double().norm())
@@ -104,6 +52,7 @@ def test_permuting_keys_permutes_nothing_but_roundings(bound, setup, seed):
 @given(setup=setups(), power=st.integers(-8, 8))
 def test_scaling_the_query_scales_the_interval(bound, setup, power):
     keys, query, scale, cells = setup
+    cells = fitting(bound, cells)
     if query.dtype is torch.float16:
         return
     state, factor = bound(keys, cells), 2.0**power
@@ -115,6 +64,7 @@ def test_scaling_the_query_scales_the_interval(bound, setup, power):
 @given(setup=setups())
 def test_a_negative_scale_mirrors_the_interval(bound, setup):
     keys, query, scale, cells = setup
+    cells = fitting(bound, cells)
     state = bound(keys, cells)
     there, back = state.interval(query, scale), state.interval(query, -scale)
     assert torch.equal(there.lower, -back.upper)
@@ -124,15 +74,15 @@ def test_a_negative_scale_mirrors_the_interval(bound, setup):
 @laws
 def test_the_bound_owns_its_keys(bound):
     keys = torch.randn(6, 4)
-    state = bound(keys, run_cells(6, 2))
+    state = bound(keys, fitting(bound, run_cells(6, 2)))
+    count = state.cell_count
     before = state.interval(torch.ones(4), 1.0)
     keys.zero_()
-    assert torch.equal(
-        before.upper, state.append(torch.ones(1, 4), torch.tensor([3])).interval(torch.ones(4), 1.0).upper[:3]
-    )
+    grown = state.append(torch.ones(1, 4), torch.tensor([count]))
+    assert torch.equal(before.upper, grown.interval(torch.ones(4), 1.0).upper[:count])
 
 
-@laws
+@cell_laws
 def test_single_keys_are_bounded_to_a_hair(bound):
     """A cell of one key leaves nothing to bound but rounding."""
     keys, query = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), torch.ones(8)
@@ -181,14 +131,14 @@ def ordinary_setups(count=60, dtype=torch.float32):
     return setups
 
 
-@laws
+@cell_laws
 def test_control_rounding_to_nearest_is_caught(bound, monkeypatch):
     assert caught(bound, ordinary_setups()) == 0
     monkeypatch.setattr(rounding, "up", lambda x: x)
     monkeypatch.setattr(rounding, "down", lambda x: x)
     monkeypatch.setattr(rounding, "gamma", lambda n: 0.0)
     monkeypatch.setattr(rounding, "INPUT_FLUSH", 0.0)
-    monkeypatch.setattr(cells_module, "_FLOOR", 0.0)
+    monkeypatch.setattr(base, "FLOOR", 0.0)
     assert caught(bound, ordinary_setups()) >= 5
 
 
@@ -212,7 +162,7 @@ def test_control_a_bound_that_forgets_the_sign_of_the_scale_is_caught(name):
     assert caught(Signless, ordinary_setups()) >= 20
 
 
-@laws
+@cell_laws
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -233,7 +183,7 @@ def test_bad_input_is_refused_in_words(bound, make, words):
         make(bound)
 
 
-@laws
+@cell_laws
 def test_kmeans_cells_are_bounded_too(bound):
     keys, query = torch.randn(30, 4, generator=torch.Generator().manual_seed(2)), torch.tensor([1.0, -2.0, 0.5, 3.0])
     check_interval(bound, (keys, query, -0.7, kmeans_cells(keys, 5)))

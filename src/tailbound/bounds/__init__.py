@@ -2,5 +2,6 @@
 
 from tailbound.bounds.base import CellBound, Interval
 from tailbound.bounds.cells import Ball, Box, kmeans_cells, run_cells
+from tailbound.bounds.interval import Sketch
 
-__all__ = ["Ball", "Box", "CellBound", "Interval", "kmeans_cells", "run_cells"]
+__all__ = ["Ball", "Box", "CellBound", "Interval", "Sketch", "kmeans_cells", "run_cells"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from tailbound.bounds import rounding
+
+FLOOR = 2.0**-900
+"""Covers every underflow in float64 between a key and a logit."""
 
 
 class Interval(NamedTuple):
@@ -76,9 +82,27 @@ class CellBound(ABC):
         """Bounds on the logits `scale * q.k` of every cell, for a finite query and any finite scale, negative too."""
 
     @abstractmethod
-    def bytes_per_cell(self) -> int:
+    def bytes_per_cell(self) -> float:
         """Bytes of one cell's summary."""
 
     @abstractmethod
     def _summarise(self) -> None:
         """Make the summaries from `keys`, `cells` and `counts`."""
+
+
+def flush_error(bound: CellBound, query_norm: Tensor, scale: float) -> Tensor:
+    """What denormal components of the query or of the keys, read as zero, can move a logit by."""
+    largest = float(bound.keys.abs().max()) * math.sqrt(bound.keys.shape[1]) * (1.0 + rounding.gamma(8))
+    width = math.sqrt(bound.keys.shape[1]) * rounding.INPUT_FLUSH * (1.0 + rounding.gamma(8))
+    return rounding.add_up(rounding.mul_up(rounding.add_up(query_norm, largest + width), width * abs(scale)), FLOOR)
+
+
+def check_query(query: Tensor, scale: float, width: int) -> Tensor:
+    """The query in float64, or a ValueError naming what does not fit."""
+    if query.shape != (width,):
+        raise ValueError(f"query has shape {tuple(query.shape)}; it must be ({width},), the width of the keys")
+    if not bool(query.isfinite().all()):
+        raise ValueError("query holds NaN or infinity: no bound holds for it")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r} must be finite")
+    return query.to(torch.float64)

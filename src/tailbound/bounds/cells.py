@@ -6,17 +6,12 @@ searches are stated for them, and because they are the simplest things that pass
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tailbound.bounds import rounding
-from tailbound.bounds.base import CellBound, Interval
-
-_FLOOR = 2.0**-900
-"""Covers every underflow in float64 between here and a logit."""
+from tailbound.bounds.base import CellBound, Interval, check_query, flush_error
 
 
 def run_cells(n: int, size: int) -> Int64[Tensor, " n"]:
@@ -69,12 +64,14 @@ class Ball(CellBound):
 
     def interval(self, query: Float[Tensor, " D"], scale: float) -> Interval:
         """See `CellBound.interval`."""
-        wide = _check_query(query, scale, self.keys.shape[1])
+        wide = check_query(query, scale, self.keys.shape[1])
         norm = rounding.norm_up(wide)
         middle = (self.center @ wide) * scale
         size = rounding.mul_up(norm, abs(scale))
         slack = rounding.mul_up(rounding.mul_up(size, rounding.norm_up(self.center)), rounding.gamma(wide.shape[0] + 4))
-        half = rounding.add_up(rounding.add_up(rounding.mul_up(size, self.radius), slack), _flush(self, norm, scale))
+        half = rounding.add_up(
+            rounding.add_up(rounding.mul_up(size, self.radius), slack), flush_error(self, norm, scale)
+        )
         return _around(middle, half)
 
     def bytes_per_cell(self) -> int:
@@ -101,14 +98,14 @@ class Box(CellBound):
 
     def interval(self, query: Float[Tensor, " D"], scale: float) -> Interval:
         """See `CellBound.interval`."""
-        wide = _check_query(query, scale, self.keys.shape[1])
+        wide = check_query(query, scale, self.keys.shape[1])
         low, high = self.low.to(torch.float64) * wide, self.high.to(torch.float64) * wide
         lower, upper = torch.minimum(low, high).sum(-1) * scale, torch.maximum(low, high).sum(-1) * scale
         if scale < 0.0:
             lower, upper = upper, lower
         size = rounding.sum_up(torch.maximum(low.abs(), high.abs()).clamp_min(rounding.TINY), -1)
         slack = rounding.mul_up(rounding.mul_up(size, abs(scale)), rounding.gamma(wide.shape[0] + 4))
-        slack = rounding.add_up(slack, _flush(self, rounding.norm_up(wide), scale))
+        slack = rounding.add_up(slack, flush_error(self, rounding.norm_up(wide), scale))
         return Interval(rounding.add_down(lower, -slack), rounding.add_up(upper, slack))
 
     def bytes_per_cell(self) -> int:
@@ -118,20 +115,3 @@ class Box(CellBound):
 
 def _around(middle: Tensor, half: Tensor) -> Interval:
     return Interval(rounding.add_down(middle, -half), rounding.add_up(middle, half))
-
-
-def _flush(bound: CellBound, query_norm: Tensor, scale: float) -> Tensor:
-    """What denormal components of the query or of the keys, read as zero, can move a logit by."""
-    largest = float(bound.keys.abs().max()) * math.sqrt(bound.keys.shape[1]) * (1.0 + rounding.gamma(8))
-    width = math.sqrt(bound.keys.shape[1]) * rounding.INPUT_FLUSH * (1.0 + rounding.gamma(8))
-    return rounding.add_up(rounding.mul_up(rounding.add_up(query_norm, largest + width), width * abs(scale)), _FLOOR)
-
-
-def _check_query(query: Tensor, scale: float, width: int) -> Tensor:
-    if query.shape != (width,):
-        raise ValueError(f"query has shape {tuple(query.shape)}; it must be ({width},), the width of the keys")
-    if not bool(query.isfinite().all()):
-        raise ValueError("query holds NaN or infinity: no bound holds for it")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale={scale!r} must be finite")
-    return query.to(torch.float64)

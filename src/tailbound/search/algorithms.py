@@ -101,6 +101,12 @@ def hybrid_search(
     """The hybrid policy: after each cell the gap test, and where it fails the mass test (Section 8.2).
 
     Arguments and errors as in `gap_search`; `result.test` says which test fired.
+
+    >>> from tailbound.bounds import Ball, run_cells
+    >>> keys = torch.tensor([[9.0], [9.0], [0.0], [0.1]])
+    >>> asked = lambda i: keys[i, 0].double()
+    >>> hybrid_search(Ball(keys, run_cells(4, 2)), torch.ones(1), asked, epsilon=0.01, k=2).test
+    'gap'
     """
     _check(bound, epsilon, k, score_error)
     tests: list[Test] = [("gap", lambda state: (k, state.gap_tv(k))), ("mass", _fixed_mass(k))]
