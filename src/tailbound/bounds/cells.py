@@ -47,8 +47,8 @@ class Ball(CellBound):
     on how the mean was rounded. `8 D + 8` bytes a cell. Vacuous where the radius is as large as the spread of the keys.
 
     >>> ball = Ball(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
-    >>> [round(end.item(), 9) for end in ball.interval(torch.tensor([1.0]), -2.0)]
-    [-6.0, -2.0]
+    >>> tuple(round(end.item(), 9) for end in ball.interval(torch.tensor([1.0]), -2.0))
+    (-6.0, -2.0)
     """
 
     def _summarise(self) -> None:
@@ -86,8 +86,8 @@ class Box(CellBound):
     the dtype of the keys. Vacuous where many dimensions vary at once.
 
     >>> box = Box(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
-    >>> [round(end.item(), 9) for end in box.interval(torch.tensor([1.0]), -2.0)]
-    [-6.0, -2.0]
+    >>> tuple(round(end.item(), 9) for end in box.interval(torch.tensor([1.0]), -2.0))
+    (-6.0, -2.0)
     """
 
     def _summarise(self) -> None:
