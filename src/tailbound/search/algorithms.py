@@ -11,7 +11,6 @@ All open cells by falling upper end and stop at the first proof. Where we differ
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from tailbound.bounds.base import CellBound
 from tailbound.search.result import Cost, SearchResult, SearchStatus
 from tailbound.search.state import Scorer, SearchState
+from tailbound.theory.inputs import check_budget, check_count
 
 Test = tuple[str, Callable[[SearchState], tuple[int, float]]]
 
@@ -151,10 +151,8 @@ def _result(state: SearchState, k: int, tv: float, status: SearchStatus, test: s
 
 
 def _check(bound: CellBound, epsilon: float, k: int | None, score_error: float) -> None:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real) or not 0.0 < float(epsilon) < 1.0:
-        raise ValueError(f"epsilon={epsilon!r} must be a number in (0, 1)")
-    n = bound.keys.shape[0]
-    if k is not None and (isinstance(k, bool) or not isinstance(k, numbers.Integral) or not 1 <= k <= n):
-        raise ValueError(f"k={k!r} must be an integer in [1, {n}]")
+    check_budget(epsilon)
+    if k is not None:
+        check_count(k, bound.keys.shape[0])
     if not (math.isfinite(score_error) and score_error >= 0.0):
         raise ValueError(f"score_error={score_error!r} must be a finite number of nats, at least 0")

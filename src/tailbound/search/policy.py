@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tailbound.search.result import Cost, SearchResult, SearchStatus
 from tailbound.search.state import Scorer
+from tailbound.theory.inputs import check_count
 
 
 def quantile_k(k_eps: Int64[Tensor, "*heads samples"], quantile: float = 0.95) -> Int64[Tensor, "*heads"]:
@@ -40,8 +41,7 @@ def quantile_search(score: Scorer, n: int, k: int) -> SearchResult:
     >>> quantile_search(lambda i: i.double(), 4, 2).status.name
     'UNCERTIFIED'
     """
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k!r} must be an integer in [1, {n}]")
+    check_count(k, n)
     logits = score(torch.arange(n))
     order = logits.argsort(descending=True, stable=True)[:k]
     return SearchResult(order, logits[order], 1.0, SearchStatus.UNCERTIFIED, "none", Cost(n, 0))
