@@ -91,11 +91,6 @@ def sum_up(x: Tensor, dim: int) -> Tensor:
     return torch.where(total > 0, mul_up(total, 1.0 + gamma(x.shape[dim] + 2)), 0.0)
 
 
-def sum_down(x: Tensor, dim: int) -> Tensor:
-    """At most the sum of non-negative terms, at least 0."""
-    return mul_down(x.sum(dim), 1.0 - gamma(x.shape[dim] + 2)).clamp_min(0.0)
-
-
 def share_up(part_up: Tensor, rest_down: Tensor) -> Tensor:
     """At least `part / (part + rest)`, at most 1, from a part rounded up and a rest rounded down; 0 if the part is 0.
 
