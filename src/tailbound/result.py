@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple, Self
 
-from jaxtyping import Bool, Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 
@@ -73,24 +73,46 @@ class Certificate(NamedTuple):
     status: UInt8[Tensor, "B Hq Tq"]
 
 
+ISA = ("torch", "scalar", "avx2", "avx512vnni")
+"""What computes: torch, or a table of native kernels by instruction set level, lowest first."""
+
+
 class Stats(NamedTuple):
     """What an answer cost. A key counts once for each (batch entry, KV head) that holds it.
 
     Attributes:
         impl: the implementation that served the call.
-        isa: the instruction set level of the kernels used, or "torch".
-        threads: CPU threads that torch may use.
-        keys_visible: keys that at least one query of their batch entry and group of heads may see.
-        keys_read: keys read in full precision.
-        bytes_read: bytes of key and value read in full precision.
+        counts: int64 (5,) on the CPU: the properties below, in their order. A tensor, so that compiled graphs can
+            return it.
     """
 
     impl: str
-    isa: str
-    threads: int
-    keys_visible: int
-    keys_read: int
-    bytes_read: int
+    counts: Int64[Tensor, "5"]
+
+    @property
+    def isa(self) -> str:
+        """The instruction set level of the kernels that ran, or "torch"."""
+        return ISA[int(self.counts[0])]
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that were used or, by torch, allowed."""
+        return int(self.counts[1])
+
+    @property
+    def keys_visible(self) -> int:
+        """Keys that at least one query of their batch entry and group of heads may see."""
+        return int(self.counts[2])
+
+    @property
+    def keys_read(self) -> int:
+        """Keys read in full precision."""
+        return int(self.counts[3])
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of keys and values read in full precision, and of sketches."""
+        return int(self.counts[4])
 
 
 class Attention(NamedTuple):

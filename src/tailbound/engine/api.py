@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tailbound.engine import blocked, native, reference
 from tailbound.engine.check import Call, check_call
 from tailbound.engine.finish import Answer
-from tailbound.result import Attention, Certificate, Stats, Status
+from tailbound.engine.present import every_key, nothing, present
+from tailbound.result import Attention, Stats
 
 _IMPLEMENTATIONS: dict[str, Callable[[Call, bool], Answer]] = {
     "reference": reference.attend,
@@ -83,10 +83,10 @@ def attention(
     )
     chosen = _choose(impl)
     if 0 in call.rows or call.key.shape[2] == 0:
-        answer = _nothing(call, return_kept)
+        answer = nothing(call, return_kept)
     else:
         answer = _IMPLEMENTATIONS[chosen](call, return_kept)
-    return _present(call, chosen, answer)
+    return present(call, answer, Stats(chosen, every_key(call)))
 
 
 def _choose(impl: str | None) -> str:
@@ -95,61 +95,3 @@ def _choose(impl: str | None) -> str:
     if impl not in _IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is unknown; allowed: {', '.join(map(repr, _IMPLEMENTATIONS))}, or None")
     return impl
-
-
-def _present(call: Call, impl: str, answer: Answer) -> Attention:
-    """Ungroup the heads: (B, Hkv, G, ...) becomes (B, Hq, ...)."""
-    rows = call.rows
-    certificate = Certificate(
-        tv=answer.tv.reshape(rows),
-        output_error=answer.output_error.reshape(rows),
-        kept=answer.kept_count.reshape(rows).to(torch.int32),
-        status=answer.status.reshape(rows),
-    )
-    kept = None if answer.kept is None else answer.kept.reshape(*rows, call.key.shape[2])
-    return Attention(answer.output.reshape(*rows, call.value.shape[3]), certificate, _stats(call, impl), kept)
-
-
-def _stats(call: Call, impl: str) -> Stats:
-    """Both implementations of this version read every key, seen or not."""
-    keys = call.key.shape[0] * call.key.shape[1] * call.key.shape[2]
-    width = call.key.shape[3] + call.value.shape[3]
-    return Stats(
-        impl=impl,
-        isa="torch",
-        threads=torch.get_num_threads(),
-        keys_visible=keys if call.visible is None and call.bias is None and not call.is_causal else _seen(call),
-        keys_read=keys,
-        bytes_read=keys * width * call.key.element_size(),
-    )
-
-
-def _seen(call: Call) -> int:
-    """Keys that some query of their batch entry and group may see."""
-    batch, heads, queries = call.rows
-    if 0 in (batch, heads, queries, call.key.shape[2]):
-        return 0
-    seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=call.query.device)
-    if call.visible is not None:
-        seen = call.visible
-    if call.bias is not None:
-        seen = call.bias > torch.finfo(call.bias.dtype).min
-    if call.is_causal:
-        order = torch.ones(queries, call.key.shape[2], dtype=torch.bool, device=call.query.device).tril()
-        seen = seen & order
-    seen = seen.expand(batch, heads, queries, call.key.shape[2])
-    return int(seen.unflatten(1, (call.key.shape[1], call.group)).any(3).any(2).sum())
-
-
-def _nothing(call: Call, return_kept: bool) -> Answer:
-    """No row, or no key: zeros, no error, EMPTY."""
-    query, rows = call.query, call.rows
-    zero = torch.zeros(rows, dtype=torch.float64, device=query.device)
-    return Answer(
-        output=query.new_zeros(*rows, call.value.shape[3]),
-        tv=zero,
-        output_error=zero.clone(),
-        kept_count=torch.zeros(rows, dtype=torch.int64, device=query.device),
-        status=torch.full(rows, int(Status.EMPTY), dtype=torch.uint8, device=query.device),
-        kept=torch.zeros(*rows, call.key.shape[2], dtype=torch.bool, device=query.device) if return_kept else None,
-    )

@@ -16,7 +16,7 @@ class Call(NamedTuple):
     """One validated attention call.
 
     `visible` and `bias` are None or four-dimensional and expanded to (B, Hq, Tq, Tk) without a copy; `sink` is None or
-    float64 and expanded to (B, Hq, Tq).
+    float64 and expanded to (B, Hq, Tq). Under `is_causal`, query i sees keys 0 to `i + offset`.
     """
 
     query: Tensor
@@ -29,6 +29,7 @@ class Call(NamedTuple):
     is_causal: bool
     softcap: float | None
     sink: Tensor | None
+    offset: int = 0
 
     @property
     def group(self) -> int:

@@ -136,7 +136,8 @@ def visibility(call: Call, rows: Rows, span: slice) -> Tensor | None:
         seen |= bias.isnan()  # not hidden: a NaN bias is an error of the row that sees it
     if call.is_causal:
         device = call.query.device
-        position = torch.arange(rows.start, rows.start + rows.query.shape[3], device=device)
+        first = rows.start + call.offset
+        position = torch.arange(first, first + rows.query.shape[3], device=device)
         past = torch.arange(span.start, span.stop, device=device) <= position[:, None]
         seen = past if seen is None else seen & past
     return None if seen is None else seen.expand(*rows.query.shape[:4], span.stop - span.start)
