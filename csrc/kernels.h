@@ -5,15 +5,85 @@
 #include <cstdint>
 
 #include "level.h"
+#include "store.h"
 
 namespace tailbound {
+
+constexpr int kMaxRows = 16;  // queries that share one sweep over the keys
+
+// What one query brings to the interval of a key of one page: with p = <w, z>, step h, residual r and extent x,
+// upper = base + unit * p * h + (residual * r + extent * x + error), and the lower end is at least upper minus twice the
+// bracket. docs/engine.md derives the sizes.
+struct Terms {
+  float base, unit, residual, extent, error;
+};
+
+// Which keys of a row have weight: those above theta, and those equal to it at positions before `ties`.
+struct Threshold {
+  float theta;
+  int64_t ties;
+};
+
+// Exact attention over some keys of one KV head: rows share every read.
+struct Gather {
+  const Store* store;
+  int64_t pair;
+  const int32_t* index;   // positions, ascending; null: `first` and on
+  int64_t first, count;
+  int rows;
+  const float* query;     // (rows, padded width): scale * q, float32
+  int64_t query_stride;
+  const float* weights;   // (rows, stride) upper weights by position from `origin`; null: every key has weight
+  int64_t stride, origin;
+  const Threshold* threshold;
+  const int64_t* limit;   // without weights: row r sees positions before limit[r]
+  float* shift;           // (rows) in: at least every logit, or -inf if unknown; out: what mass and sums refer to
+  double* mass;           // (rows) added to
+  double* sums;           // (rows, value width) added to
+  int32_t* kept;          // (rows) added to
+};
 
 struct Kernels {
   // Sum of a[i] * b[i], exact for n <= 131071 (128 * 128 * n stays inside int32 there).
   int32_t (*dot_int8)(const int8_t* a, const int8_t* b, size_t n);
+
+  // Code one key: D doubles and its page's centre to codes at a block's lane, and to marks (step, residual, extent).
+  void (*code_key)(const double* key, const float* center, int64_t width, double* scratch, int8_t* codes, int64_t lane,
+                   uint16_t* marks);
+
+  // Upper ends of all keys of some blocks of one page for all rows: upper[row * stride + key].
+  // planes: (ceil(D / 4), rows, 2, 4) int8, coarse then fine, zero where D ends.
+  void (*scan)(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
+               const Terms* terms, float* upper, int64_t stride);
+
+  // Largest of n (a multiple of 16) upper ends that is not NaN; +inf if one is.
+  float (*top)(const float* upper, int64_t n);
+
+  // In place, upper ends of some blocks of one page to weights: at least exp(upper - level), at least the smallest
+  // normal; 0 for -inf (hidden), +inf for NaN and +inf. Adds at most the sum of exp(lower - level) to *sure. Returns
+  // whether a weight is infinite.
+  bool (*weigh)(float* upper, const uint16_t* marks, int64_t blocks, const Terms& terms, float level, double* sure);
+
+  // The threshold that leaves out as much weight as it can, at most `budget`; *rest is that weight, rounded up.
+  // scratch: n floats. Infinite weights are never left out.
+  Threshold (*cut)(const float* weights, int64_t n, double budget, float* scratch, double* rest);
+
+  // Positions (from `first`) of n weights at which some row has weight; returns how many.
+  int64_t (*pick)(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
+                  int32_t* index);
+
+  void (*gather)(const Gather& gather);
+
+  // Roundings in float32 behind a logit and a weight of `gather`, for its error.
+  double (*logit_roundings)(int64_t width);
 };
 
 constexpr size_t kDotInt8MaxLength = 131071;
+
+// Relative error of a weight exp(s - shift) in `gather` beside the error of s, for |s - shift| <= 88; sums of at most
+// kSumRoundings float32 terms before they go to float64.
+constexpr double kWeightRelative = 0x1p-16;
+constexpr double kSumRoundings = 288.0;
 
 extern const Kernels kScalarKernels;
 #ifdef TAILBOUND_HAS_AVX2
@@ -21,5 +91,9 @@ extern const Kernels kAvx2Kernels;
 #endif
 
 const Kernels& kernels(Level level);
+
+inline bool has_weight(float weight, int64_t position, const Threshold& t) {
+  return weight > t.theta || (weight == t.theta && position < t.ties);
+}
 
 }  // namespace tailbound

@@ -25,6 +25,11 @@ int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
 
 }  // namespace
 
-const Kernels kAvx2Kernels{dot_int8};
+// What has no kernel of this level yet is the scalar one.
+const Kernels kAvx2Kernels = [] {
+  Kernels table = kScalarKernels;
+  table.dot_int8 = dot_int8;
+  return table;
+}();
 
 }  // namespace tailbound

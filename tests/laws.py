@@ -4,7 +4,7 @@ import mpmath
 import torch
 
 import oracles
-import tailbound
+from asking import attend
 from tailbound import Status
 
 
@@ -21,7 +21,7 @@ def check_certificate(case, impl):
 
     Returns the largest (true tv / tv, true error / output_error): 1 is a bound that holds with nothing to spare.
     """
-    answer = tailbound.attention(
+    answer = attend(
         case.query, case.key, case.value, epsilon=case.epsilon, return_kept=True, impl=impl, **case.options
     )
     certificate, closest_tv, closest_error = answer.certificate, 0.0, 0.0

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from tailbound.engine.api import attention
+from tailbound.engine.index import KVIndex
 from tailbound.result import Attention, Certificate, Stats, Status
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tailbound import search as search
     from tailbound import theory as theory
 
-__all__ = ["Attention", "Certificate", "Stats", "Status", "attention", "bounds", "hf", "search", "theory"]
+__all__ = ["Attention", "Certificate", "KVIndex", "Stats", "Status", "attention", "bounds", "hf", "search", "theory"]
 
 _LAZY = frozenset({"bounds", "hf", "search", "theory"})
 

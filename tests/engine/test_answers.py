@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-import tailbound
+from asking import KERNELS, attend
 from cases import DTYPES
 from tailbound import Status
 
-IMPLS = ("reference", "torch")
+IMPLS = ("reference", "torch", "index/torch", *KERNELS)
 pytestmark = pytest.mark.parametrize("impl", IMPLS)
 
 
@@ -23,7 +23,7 @@ def tensors(batch=1, heads=2, kv_heads=1, queries=3, keys=20, width=8, value_wid
 @pytest.mark.parametrize("epsilon", [-0.1, 1.0, 1.5, math.nan, math.inf, "0.1", None, True, 1j])
 def test_epsilon_out_of_range_names_value_and_range(impl, epsilon):
     with pytest.raises(ValueError, match=r"epsilon=.*\[0, 1\)"):
-        tailbound.attention(*tensors(), epsilon=epsilon, impl=impl)
+        attend(*tensors(), epsilon=epsilon, impl=impl)
 
 
 def test_epsilon_zero_is_dense_and_equals_sdpa(impl):
@@ -34,7 +34,7 @@ def test_epsilon_zero_is_dense_and_equals_sdpa(impl):
         {"attn_mask": torch.randn(3, 20).double()},
     ):
         q, k, v = tensors(heads=4, kv_heads=2, dtype=torch.float64)
-        answer = tailbound.attention(q, k, v, epsilon=0.0, impl=impl, **options)
+        answer = attend(q, k, v, epsilon=0.0, impl=impl, **options)
         torch.testing.assert_close(answer.output, sdpa(q, k, v, enable_gqa=True, **options), rtol=1e-12, atol=1e-12)
         assert (answer.certificate.tv == 0).all()
         assert (answer.certificate.status == Status.DENSE).all()
@@ -45,7 +45,7 @@ def test_epsilon_zero_is_dense_and_equals_sdpa(impl):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_epsilon_zero_is_within_one_rounding_of_float64(impl, dtype):
     q, k, v = tensors(dtype=dtype)
-    answer = tailbound.attention(q, k, v, epsilon=0.0, impl=impl)
+    answer = attend(q, k, v, epsilon=0.0, impl=impl)
     exact = sdpa(q.double(), k.double(), v.double(), enable_gqa=True)
     assert answer.output.dtype is dtype
     assert ((answer.output.double() - exact).norm(dim=-1) <= answer.certificate.output_error + 1e-13).all()
@@ -67,7 +67,7 @@ def test_epsilon_zero_is_within_one_rounding_of_float64(impl, dtype):
 )
 def test_tensors_that_do_not_fit_are_refused_with_what_came_and_what_is_allowed(impl, change, error, words):
     with pytest.raises(error, match=words):
-        tailbound.attention(*change(*tensors()), epsilon=0.1, impl=impl)
+        attend(*change(*tensors()), epsilon=0.1, impl=impl)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def test_tensors_that_do_not_fit_are_refused_with_what_came_and_what_is_allowed(
 )
 def test_options_that_do_not_fit_are_refused(impl, options, error, words):
     with pytest.raises(error, match=words):
-        tailbound.attention(*tensors(), epsilon=0.1, impl=impl, **options)
+        attend(*tensors(), epsilon=0.1, impl=impl, **options)
 
 
 def test_no_keys_at_all_is_empty(impl):
     q, k, v = tensors(keys=0)
-    answer = tailbound.attention(q, k, v, epsilon=0.1, return_kept=True, impl=impl)
+    answer = attend(q, k, v, epsilon=0.1, return_kept=True, impl=impl)
     assert (answer.certificate.status == Status.EMPTY).all()
     assert (answer.output == 0).all()
     assert (answer.certificate.tv == 0).all()
@@ -102,7 +102,7 @@ def test_no_keys_at_all_is_empty(impl):
 def test_a_row_that_sees_nothing_is_empty_and_its_neighbours_are_not(impl, sink):
     mask = torch.ones(3, 20, dtype=torch.bool)
     mask[1] = False
-    answer = tailbound.attention(*tensors(), epsilon=0.1, attn_mask=mask, sink=sink, impl=impl)
+    answer = attend(*tensors(), epsilon=0.1, attn_mask=mask, sink=sink, impl=impl)
     assert answer.certificate.status[0, 0].tolist() == [Status.CERTIFIED, Status.EMPTY, Status.CERTIFIED]
     assert (answer.output[:, :, 1] == 0).all()
     assert (answer.certificate.tv[:, :, 1] == 0).all()
@@ -115,8 +115,8 @@ def test_a_bias_at_the_finite_minimum_hides_like_a_boolean_mask(impl, dtype, hid
     q, k, v = tensors()
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(5)) > 0.4
     bias = torch.zeros(3, 20, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min if hidden == "min" else hidden)
-    a = tailbound.attention(q, k, v, epsilon=0.1, attn_mask=mask, return_kept=True, impl=impl)
-    b = tailbound.attention(q, k, v, epsilon=0.1, attn_mask=bias, return_kept=True, impl=impl)
+    a = attend(q, k, v, epsilon=0.1, attn_mask=mask, return_kept=True, impl=impl)
+    b = attend(q, k, v, epsilon=0.1, attn_mask=bias, return_kept=True, impl=impl)
     assert torch.equal(a.kept, b.kept)
     torch.testing.assert_close(a.output, b.output)
 
@@ -124,7 +124,7 @@ def test_a_bias_at_the_finite_minimum_hides_like_a_boolean_mask(impl, dtype, hid
 def test_an_additive_bias_is_taken_literally(impl):
     q, k, v = (t.double() for t in tensors())
     bias = torch.randn(1, 2, 3, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1e6
-    answer = tailbound.attention(q, k, v, epsilon=0.0, attn_mask=bias, impl=impl)
+    answer = attend(q, k, v, epsilon=0.0, attn_mask=bias, impl=impl)
     torch.testing.assert_close(answer.output, sdpa(q, k, v, attn_mask=bias, enable_gqa=True), rtol=1e-9, atol=1e-9)
 
 
@@ -137,7 +137,7 @@ def test_rows_that_see_something_not_finite_are_dense_and_uncertified_and_others
     q, k, v = tensors(heads=2, kv_heads=1, queries=4, keys=12, dtype=torch.float64)
     mask = torch.ones(4, 12, dtype=torch.bool).tril(7)  # query t sees keys up to t + 7
     bias = torch.zeros(4, 12, dtype=torch.float64).masked_fill(~mask, -math.inf)
-    clean = tailbound.attention(q, k, v, epsilon=0.1, attn_mask=bias, return_kept=True, impl=impl)
+    clean = attend(q, k, v, epsilon=0.1, attn_mask=bias, return_kept=True, impl=impl)
     q, k, v, bias = q.clone(), k.clone(), v.clone(), bias.clone()
     bad = torch.tensor([False, False, True, True])
     match where:
@@ -149,7 +149,7 @@ def test_rows_that_see_something_not_finite_are_dense_and_uncertified_and_others
             v[:, :, 9, 0] = poison
         case "bias":
             bias[2:, 3] = poison
-    answer = tailbound.attention(q, k, v, epsilon=0.1, attn_mask=bias, return_kept=True, impl=impl)
+    answer = attend(q, k, v, epsilon=0.1, attn_mask=bias, return_kept=True, impl=impl)
     certificate = answer.certificate
     assert (certificate.status[..., bad] == Status.NONFINITE).all()
     assert (certificate.tv[..., bad] == 1).all()
@@ -170,7 +170,7 @@ def test_rows_that_see_something_not_finite_are_dense_and_uncertified_and_others
 def test_identical_keys_are_certified_all_the_same(impl):
     q, k, v = tensors(keys=100)
     k = k[:, :, :1].expand_as(k)
-    certificate = tailbound.attention(q, k, v, epsilon=0.25, impl=impl).certificate
+    certificate = attend(q, k, v, epsilon=0.25, impl=impl).certificate
     assert (certificate.kept == 76).all()  # 75 leave out 0.25 up to rounding, which cannot be certified
     assert (certificate.status == Status.CERTIFIED).all()
 
@@ -191,7 +191,7 @@ def test_identical_keys_are_certified_all_the_same(impl):
 )
 def test_every_shape_is_supported(impl, shape):
     q, k, v = tensors(**shape)
-    answer = tailbound.attention(q, k, v, epsilon=0.1, return_kept=True, impl=impl)
+    answer = attend(q, k, v, epsilon=0.1, return_kept=True, impl=impl)
     rows = q.shape[:3]
     assert answer.output.shape == (*rows, v.shape[3])
     assert answer.kept.shape == (*rows, k.shape[2])
@@ -205,10 +205,10 @@ def test_every_shape_is_supported(impl, shape):
 def test_extreme_norms_neither_overflow_nor_certify_nonsense(impl, dtype, power):
     q, k, v = tensors(keys=8)
     size = 10.0**power
-    answer = tailbound.attention((q * size).to(dtype), (k / size).to(dtype), v.to(dtype), epsilon=0.1, impl=impl)
+    answer = attend((q * size).to(dtype), (k / size).to(dtype), v.to(dtype), epsilon=0.1, impl=impl)
     assert answer.output.isfinite().all()
     assert (answer.certificate.tv <= 0.1).all()
-    both = tailbound.attention((q * size).to(dtype), (k * size).to(dtype), v.to(dtype), epsilon=0.1, impl=impl)
+    both = attend((q * size).to(dtype), (k * size).to(dtype), v.to(dtype), epsilon=0.1, impl=impl)
     seen = both.certificate.status != Status.NONFINITE
     assert both.output[seen].isfinite().all()
     assert (both.certificate.tv[seen] <= 0.1).all()
@@ -216,13 +216,13 @@ def test_extreme_norms_neither_overflow_nor_certify_nonsense(impl, dtype, power)
 
 def test_non_contiguous_expanded_and_permuted_tensors_are_right(impl):
     q, k, v = tensors(heads=4, kv_heads=2, keys=16)
-    expected = tailbound.attention(q, k, v, epsilon=0.1, impl=impl)
+    expected = attend(q, k, v, epsilon=0.1, impl=impl)
     strided = (torch.stack([t, torch.full_like(t, 7.0)], -1)[..., 0] for t in (q, k, v))
     permuted = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
     for odd in (strided, permuted):
-        answer = tailbound.attention(*odd, epsilon=0.1, impl=impl)
+        answer = attend(*odd, epsilon=0.1, impl=impl)
         torch.testing.assert_close(answer.output, expected.output)
-    zero = tailbound.attention(
+    zero = attend(
         q, k[:, :, :1].expand(1, 2, 16, 8), v[:, :, :1].expand(1, 2, 16, 8), epsilon=0.5, impl=impl
     )
     assert (zero.certificate.kept == 9).all()
@@ -231,14 +231,14 @@ def test_non_contiguous_expanded_and_permuted_tensors_are_right(impl):
 def test_softcap_and_sink_match_their_definitions(impl):
     q, k, v = (t.double() for t in tensors(keys=30))
     sink = torch.tensor([0.5, -2.0], dtype=torch.float64)
-    answer = tailbound.attention(q, k, v, epsilon=0.0, softcap=1.5, sink=sink, impl=impl)
+    answer = attend(q, k, v, epsilon=0.0, softcap=1.5, sink=sink, impl=impl)
     logits = 1.5 * torch.tanh(q @ k.transpose(-1, -2) / 8**0.5 / 1.5)
     weights = torch.cat([logits, sink[None, :, None, None].expand(1, 2, 3, 1)], -1).softmax(-1)[..., :-1]
     torch.testing.assert_close(answer.output, weights @ v, rtol=1e-12, atol=1e-12)
 
 
 def test_a_sink_that_outweighs_everything_needs_no_key(impl):
-    answer = tailbound.attention(*tensors(), epsilon=0.01, sink=50.0, impl=impl)
+    answer = attend(*tensors(), epsilon=0.01, sink=50.0, impl=impl)
     assert (answer.certificate.kept == 0).all()
     assert (answer.certificate.status == Status.CERTIFIED).all()
     assert (answer.certificate.tv > 0).all()
@@ -246,7 +246,7 @@ def test_a_sink_that_outweighs_everything_needs_no_key(impl):
 
 def test_gradients_flow_through_the_kept_keys(impl):
     q, k, v = (t.double().requires_grad_() for t in tensors(heads=2, queries=2, keys=9, width=3, value_width=2))
-    answer = tailbound.attention(q, k, v, epsilon=0.2, return_kept=True, impl=impl)
+    answer = attend(q, k, v, epsilon=0.2, return_kept=True, impl=impl)
     assert answer.kept.sum() < answer.kept.numel()
     weight = torch.randn(answer.output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = torch.autograd.grad((answer.output * weight).sum(), (q, k, v))
@@ -257,21 +257,30 @@ def test_gradients_flow_through_the_kept_keys(impl):
     assert not answer.certificate.tv.requires_grad
     assert not answer.certificate.output_error.requires_grad
     assert torch.autograd.gradcheck(
-        lambda *x: tailbound.attention(*x, epsilon=0.0, sink=0.3, softcap=4.0, impl=impl).output, (q, k, v)
+        lambda *x: attend(*x, epsilon=0.0, sink=0.3, softcap=4.0, impl=impl).output, (q, k, v)
     )
 
 
 def test_inputs_are_not_changed(impl):
     q, k, v = tensors()
     copies = [t.clone() for t in (q, k, v)]
-    tailbound.attention(q, k, v, epsilon=0.1, is_causal=True, impl=impl)
+    attend(q, k, v, epsilon=0.1, is_causal=True, impl=impl)
     assert all(torch.equal(a, b) for a, b in zip((q, k, v), copies, strict=True))
 
 
 def test_stats_count_what_was_read(impl):
     q, k, v = tensors(batch=2, heads=4, kv_heads=2, queries=3, keys=20, value_width=4, dtype=torch.bfloat16)
-    stats = tailbound.attention(q, k, v, epsilon=0.1, is_causal=True, impl=impl).stats
-    assert stats.impl == impl
+    answer = attend(q, k, v, epsilon=0.1, is_causal=True, return_kept=True, impl=impl)
+    stats, sketch = answer.stats, 0
+    assert stats.impl == {"index/torch": "torch"}.get(impl, "native" if impl in KERNELS else impl)
+    assert stats.isa == (impl.removeprefix("index/") if impl in KERNELS else "torch")
+    assert stats.threads == torch.get_num_threads()
     assert stats.keys_visible == 2 * 2 * 3  # the last of three queries sees three keys
-    assert stats.keys_read == 2 * 2 * 20
-    assert stats.bytes_read == 2 * 2 * 20 * (8 + 4) * 2
+    if impl.startswith("index"):
+        read = int(answer.kept.unflatten(1, (2, 2)).flatten(2, 3).any(2).sum())
+        sketch = stats.bytes_read - read * (8 + 4) * 2
+        assert 2 * 2 * 20 * (8 + 6) <= sketch <= 2 * 2 * (32 * (8 + 6) + 8 * 4)
+    else:
+        read = 2 * 2 * 20
+    assert stats.keys_read == read
+    assert stats.bytes_read == read * (8 + 4) * 2 + sketch

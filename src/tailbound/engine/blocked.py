@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tailbound.engine.check import Call
 from tailbound.engine.cut import shift_of, smallest_head
-from tailbound.engine.finish import Answer, ValueBall, seal, spoil
+from tailbound.engine.finish import Answer, ValueBall, join, seal, spoil
 from tailbound.engine.logits import Rows, exact_logits, finite, grouped_slice, take_keys, take_rows, visibility
 from tailbound.engine.nonfinite import dense_rows
 from tailbound.engine.partial import Partial, from_keys, from_sink, merge, merge_all
@@ -32,8 +32,8 @@ def attend(call: Call, return_kept: bool) -> Answer:
     for batch in _batches(call):
         ball = value_ball(lambda batch=batch: (take_keys(call.value, batch, span) for span in _spans(call)))
         parts = [_rows(call, take_rows(call, batch, part), ball, return_kept) for part in _queries(call, batch)]
-        by_batch.append(_join(parts, dim=3))
-    return _join(by_batch, dim=0)
+        by_batch.append(join(parts, dim=3))
+    return join(by_batch, dim=0)
 
 
 def _rows(call: Call, rows: Rows, ball: ValueBall, return_kept: bool) -> Answer:
@@ -94,11 +94,3 @@ def _queries(call: Call, batch: slice) -> Iterator[slice]:
     each = max(1, (batch.stop - batch.start) * call.query.shape[1] * call.key.shape[2])
     step = max(1, BLOCK_LOGITS // each)
     return (slice(i, min(i + step, call.query.shape[2])) for i in range(0, call.query.shape[2], step))
-
-
-def _join(parts: list[Answer], dim: int) -> Answer:
-    if len(parts) == 1:
-        return parts[0]
-    kept = [part.kept for part in parts if part.kept is not None]
-    columns = zip(*(part[:5] for part in parts), strict=True)
-    return Answer(*(torch.cat(column, dim) for column in columns), kept=torch.cat(kept, dim) if kept else None)

@@ -58,6 +58,7 @@ def check_call(
     is_causal: bool,
     softcap: float | None,
     sink: Tensor | float | None,
+    offset: int = 0,
 ) -> Call:
     """Refuse what cannot be answered, and bring the rest into one form.
 
@@ -79,6 +80,7 @@ def check_call(
         is_causal=bool(is_causal),
         softcap=_check_softcap(softcap),
         sink=_check_sink(sink, rows, query),
+        offset=offset,
     )
 
 
@@ -107,17 +109,22 @@ def _check_softcap(softcap: float | None) -> float | None:
     return cap
 
 
+def check_pair(key: Tensor, value: Tensor) -> None:
+    """Refuse keys and values that do not belong together."""
+    _check_each({"key": key, "value": value})
+    shapes = f"key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if not key.dtype == value.dtype:
+        raise TypeError(f"key and value have dtypes {key.dtype} and {value.dtype}; they must be the same")
+    if not key.device == value.device:
+        raise ValueError(f"key and value are on {key.device} and {value.device}; move them to one device")
+    if key.shape[:3] != value.shape[:3]:
+        raise ValueError(f"{shapes}: key and value must have the same heads and length (dimensions 0 to 2)")
+    if key.shape[3] == 0 or value.shape[3] == 0:
+        raise ValueError(f"{shapes}: head_dim and the value width must be at least 1")
+
+
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
-    named = {"query": query, "key": key, "value": value}
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; pass a torch.Tensor")
-        if tensor.ndim != 4:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; it must have 4 dimensions: (batch, heads, length, width)"
-            )
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; allowed: {', '.join(map(str, DTYPES))}")
+    _check_each({"query": query, "key": key, "value": value})
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(
             f"query, key and value have dtypes {query.dtype}, {key.dtype} and {value.dtype}; they must be the same: "
@@ -142,6 +149,18 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             f"{shapes}: {heads} query heads cannot share {kv_heads} KV heads; "
             "the number of query heads must be a multiple of the number of KV heads"
         )
+
+
+def _check_each(named: dict[str, Tensor]) -> None:
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; pass a torch.Tensor")
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; it must have 4 dimensions: (batch, heads, length, width)"
+            )
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; allowed: {', '.join(map(str, DTYPES))}")
 
 
 def _check_mask(

@@ -31,6 +31,7 @@ def write(store: Store, key: Tensor, value: Tensor) -> None:
         total = torch.where(usable[..., None], value, 0.0).sum(2, dtype=torch.float64)
         store.value_center[:] = total / usable.sum(2).clamp_min(1)[..., None]
         store.bounds.zero_()
+    store.bounds[..., 3] = torch.maximum(store.bounds[..., 3], (~usable).any(-1).to(torch.float64))
     page = store.page
     for number in range(first // page, -(-last // page)):
         begin, end = max(first, number * page), min(last, (number + 1) * page)

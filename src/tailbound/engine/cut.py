@@ -11,6 +11,9 @@ WEIGHT_ROUNDING: float = 1024.0 * rounding.UNIT
 """Error in nats of a computed weight `exp(s - m)` beside the error of `s`: the rounded difference (at most 745 in
 size where the weight does not underflow) and `exp` itself. Underflow is accounted for where masses become answers."""
 
+DENSE_SHARE: float = 0.875
+"""A union of heads that holds more of the keys than this is not worth picking out of memory: then dense."""
+
 
 @torch.no_grad()
 def shift_of(logits: Tensor, visible: Tensor | None, sink: Tensor | None) -> Tensor:
@@ -62,3 +65,46 @@ def smallest_head(
     count = torch.where(enough.any(-1), enough.to(torch.int8).argmax(-1), logits.shape[-1])
     kept = torch.arange(logits.shape[-1], device=logits.device) < count[..., None]
     return torch.zeros_like(visible).scatter(-1, order, kept) & visible
+
+
+@torch.no_grad()
+def certified_head(
+    lower: Tensor, upper: Tensor, visible: Tensor, sink: Tensor | None, eta: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The keys with the largest upper ends whose complement provably weighs at most `epsilon`; else every visible key.
+
+    Decided from intervals alone, before a key is read: `sum over the rest of exp(upper)` is at most
+    `epsilon / (1 - epsilon)` times `sum over the head of exp(lower)`, a sink counted with the head. A key with a NaN or
+    infinite upper end is in the head.
+
+    Args:
+        lower, upper: float64 (..., n), ends of the logits. visible: bool (..., n). sink: float64 (...) or None.
+        eta: float64 (...), nats: at least the error with which logits of the head will be known.
+
+    Returns:
+        `head`, bool (..., n); and the shift (...) and the mass (...) of the rest, rounded up, relative to it.
+    """
+    bounded = visible & (upper < torch.inf)
+    level = shift_of(upper, bounded, sink)
+    level = torch.where(level.isfinite(), level, 0.0)[..., None]
+    beyond = torch.where(bounded, rounding.exp_up(rounding.add_up(upper, -level)), 0.0)
+    if epsilon == 0.0 or upper.shape[-1] == 0:
+        return visible.clone(), level.squeeze(-1), torch.zeros_like(eta)
+    ranked, order = torch.where(visible, torch.where(bounded, upper, torch.inf), -torch.inf).sort(
+        dim=-1, descending=True, stable=True
+    )
+    sure = torch.where(visible, rounding.exp_down(rounding.add_down(lower, -level)).nan_to_num(nan=0.0), 0.0)
+    rest = beyond.gather(-1, order).flip(-1).cumsum(-1).flip(-1)  # rest[k]: ranks k and later
+    forced = (ranked == torch.inf).sum(-1, keepdim=True)
+    none = torch.zeros_like(rest[..., :1])
+    head = torch.cat([none, sure.gather(-1, order).cumsum(-1)[..., :-1]], -1)  # head[k]: ranks before k
+    if sink is not None:
+        head = head + rounding.exp_down(sink[..., None] - level)
+
+    slack = rounding.gamma(8 * upper.shape[-1] + 1024)
+    worth = head * torch.exp(-(2.0 * eta[..., None] + 4.0 * WEIGHT_ROUNDING)) * (epsilon * (1.0 - slack))
+    place = torch.arange(upper.shape[-1], device=upper.device)
+    enough = (rest * ((1.0 - epsilon) * (1.0 + slack)) <= worth) & (place >= forced)
+    count = torch.where(enough.any(-1), enough.to(torch.int8).argmax(-1), upper.shape[-1])
+    chosen = torch.zeros_like(visible).scatter(-1, order, place < count[..., None]) & visible
+    return chosen, level.squeeze(-1), rounding.sum_up(torch.where(chosen, 0.0, beyond), -1)

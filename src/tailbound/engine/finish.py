@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -130,3 +131,12 @@ def spoil(answer: Answer, dense: Tensor, visible: Tensor) -> Answer:
         status=answer.status,
         kept=None if answer.kept is None else torch.where(bad[..., None], visible, answer.kept),
     )
+
+
+def join(parts: Sequence[Answer], dim: int) -> Answer:
+    """Answers for neighbouring rows, side by side along a dimension of (B, Hkv, G, T)."""
+    if len(parts) == 1:
+        return parts[0]
+    kept = [part.kept for part in parts if part.kept is not None]
+    columns = zip(*(part[:5] for part in parts), strict=True)
+    return Answer(*(torch.cat(column, dim) for column in columns), kept=torch.cat(kept, dim) if kept else None)

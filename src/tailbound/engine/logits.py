@@ -84,7 +84,7 @@ def exact_logits(call: Call, rows: Rows, keys: Keys, span: slice) -> tuple[Tenso
     dots = (folded @ keys.vectors.transpose(-1, -2)).unflatten(2, rows.query.shape[2:4])
     logits = dots * call.scale
     with torch.no_grad():
-        error = _dot_error(call.scale, width, rows.norm[..., None], keys.norm[:, :, None, None, :])
+        error = dot_error(call.scale, width, rows.norm[..., None], keys.norm[:, :, None, None, :])
     if call.softcap is not None:
         logits, error = _cap(logits, error, call.softcap)
     bias = grouped_slice(call.bias, call, rows, span)
@@ -95,7 +95,7 @@ def exact_logits(call: Call, rows: Rows, keys: Keys, span: slice) -> tuple[Tenso
     return logits, error
 
 
-def _dot_error(scale: float, width: int, query_norm: Tensor, key_norm: Tensor) -> Tensor:
+def dot_error(scale: float, width: int, query_norm: Tensor, key_norm: Tensor) -> Tensor:
     """Bound on the error of `scale * q.k` in float64, by Cauchy-Schwarz on the absolute values.
 
     `gamma(width)` for products and sums in any order, 2 roundings for the scale, and `INPUT_FLUSH` a component for
@@ -112,12 +112,19 @@ def _dot_error(scale: float, width: int, query_norm: Tensor, key_norm: Tensor) -
 def _cap(logits: Tensor, error: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """`cap * tanh(logits / cap)`: slope at most 1, so that an error before the cap never grows.
 
+    """
+    with torch.no_grad():
+        error = rounding.add_up(error.clamp_max(2.0 * cap), cap_error(cap))
+    return cap * torch.tanh(logits / cap), error
+
+
+def cap_error(cap: float) -> float:
+    """Error of `cap * tanh(s / cap)` in float64.
+
     `|y| (1 - tanh(y)^2) < 1/2`, so the rounded division costs under half a unit of the cap; tanh and the product cost
     10 units at the most.
     """
-    with torch.no_grad():
-        error = rounding.add_up(error.clamp_max(2.0 * cap), 16.0 * rounding.UNIT * cap)
-    return cap * torch.tanh(logits / cap), error
+    return 16.0 * rounding.UNIT * cap
 
 
 @torch.no_grad()

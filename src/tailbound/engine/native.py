@@ -1,4 +1,8 @@
-"""The native floor: which kernels this machine can run. Kernels that serve attention come with the key index."""
+"""The native floor: C++ kernels over the buffers of a store. `impl="native"`.
+
+Tensors cross as addresses, after the checks here: a look into an ndarray argument costs 2.4 microseconds, an address
+0.06, and a decode step has hundreds of them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,19 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from tailbound.engine import cut
 from tailbound.engine.check import Call
 from tailbound.engine.finish import Answer
+from tailbound.engine.store import DTYPES, Store
+
+MAX_WIDTH = 4096
+"""Products of codes and query words are combined in 32 bits: 4063 * 127 * D stays inside up to here."""
+
+DENSE_BELOW = 256
+"""So many keys are read at once, without a scan first: there is less to save than a scan costs."""
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -56,14 +69,127 @@ def dot_int8(a: Tensor, b: Tensor) -> int:
     return _module().dot_int8(a, b)
 
 
+def why_not_store(device: torch.device, width: int) -> str | None:
+    """Why the native kernels cannot keep an index; None if they can."""
+    if _native is None:
+        return f"the native module is missing ({_MISSING})"
+    if device.type != "cpu":
+        return f"the tensors are on {device} and its kernels run on the CPU"
+    if width > MAX_WIDTH:
+        return f"head_dim is {width} and its kernels go up to {MAX_WIDTH}"
+    return None
+
+
+def why_not(call: Call) -> str | None:
+    """Why the native kernels cannot serve a call on an index; None if they can."""
+    if call.differentiable():
+        return "its gradients are not implemented"
+    if call.bias is not None:
+        return "it has no kernels for additive biases"
+    return why_not_store(call.query.device, call.query.shape[3])
+
+
+def refuse(reason: str) -> ValueError:
+    """The error for a call that names `impl="native"`."""
+    return ValueError(f"impl='native' cannot serve this call: {reason}; use impl='torch' or impl=None")
+
+
 def attend(call: Call, return_kept: bool) -> Answer:
-    """Refuse: no native kernel serves attention on raw tensors in this version.
+    """Refuse: raw tensors have no sketch, and building one costs more than it saves.
 
     Raises:
         ValueError: always, with the remedy.
     """
-    reason = "its gradients are not implemented" if call.differentiable() else "it has no attention kernels yet"
-    raise ValueError(f"impl='native' cannot serve this call: {reason}; use impl='torch' or impl=None")
+    reason = "its gradients are not implemented" if call.differentiable() else "it needs a tailbound.KVIndex"
+    raise refuse(reason)
+
+
+class Handle:
+    """What the kernels know of a store: its buffers' addresses. Made anew when they are replaced."""
+
+    def __init__(self, store: Store) -> None:
+        """Raises RuntimeError without the native module."""
+        shape = (*store.key.shape[:3], store.width, store.value.shape[3], store.page)
+        self.buffers = store.tensors()[:7]  # held: the kernels write to their memory
+        addresses = [tensor.data_ptr() for tensor in self.buffers]
+        self._store = _module().store(DTYPES.index(store.key.dtype), shape, addresses)
+
+    def append(self, store: Store, key: Tensor, value: Tensor) -> None:
+        """Write keys and values (B, Hkv, m, width), checked, for which there is room."""
+        key, value = _rows_contiguous(key), _rows_contiguous(value)
+        start, stop, count = store.start, store.stop, key.shape[2]
+        _module().append(
+            self._store,
+            key.data_ptr(),
+            key.stride()[:3],
+            value.data_ptr(),
+            value.stride()[:3],
+            start,
+            stop,
+            count,
+            torch.get_num_threads(),
+        )
+        store.place(start, stop + count)
+
+    def attend(
+        self,
+        store: Store,
+        query: Tensor,
+        epsilon: float,
+        scale: float,
+        is_causal: bool = False,
+        visible: Tensor | None = None,
+        softcap: float | None = None,
+        sink: Tensor | None = None,
+        return_kept: bool = False,
+    ) -> tuple[Answer, Tensor, int]:
+        """Answer checked queries; also `Stats.counts`, and how many rows are not finite: those are only marked.
+
+        Args:
+            query: (B, Hq, T, D). visible: bool, expanded to (B, Hq, T, n). sink: float64, expanded to (B, Hq, T).
+        """
+        query = _rows_contiguous(query)
+        batch, heads, queries, _ = query.shape
+        rows = (batch, heads, queries)
+        output = query.new_empty(*rows, store.value.shape[3])
+        tv, error = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
+        kept, status = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.uint8)
+        counts = torch.empty(5, dtype=torch.int64)
+        kept_set = torch.empty(*rows, store.length, dtype=torch.bool) if return_kept else None
+        sink = None if sink is None else sink.contiguous()
+        spoiled = _module().attend(
+            self._store,
+            query.data_ptr(),
+            query.stride()[:3],
+            heads,
+            queries,
+            store.start,
+            store.stop,
+            epsilon,
+            scale,
+            softcap or 0.0,
+            is_causal,
+            0 if visible is None else visible.data_ptr(),
+            (0, 0, 0, 0) if visible is None else visible.stride(),
+            0 if sink is None else sink.data_ptr(),
+            DENSE_BELOW,
+            cut.DENSE_SHARE,
+            output.data_ptr(),
+            tv.data_ptr(),
+            error.data_ptr(),
+            kept.data_ptr(),
+            status.data_ptr(),
+            0 if kept_set is None else kept_set.data_ptr(),
+            counts.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return Answer(output, tv, error, kept, status, kept_set), counts, spoiled
+
+
+def _rows_contiguous(tensor: Tensor) -> Tensor:
+    """A tensor whose vectors lie in one piece; heads and positions may have any stride, 0 included."""
+    tensor = tensor.detach()
+    return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
 def _module() -> ModuleType:

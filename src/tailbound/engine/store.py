@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from tailbound.bounds.interval import Coded, page_size
+from tailbound.bounds.interval import STORED_BYTES, Coded, page_size
 from tailbound.engine.finish import ValueBall
 from tailbound.engine.packing import BLOCK, unpack
 
@@ -30,8 +30,8 @@ class Store:
         codes: int8 (B, Hkv, capacity * D), packed. marks: bfloat16 (B, Hkv, capacity / 16, 3, 16), packed.
         center: float32 (B, Hkv, pages, D).
         value_center: float64 (B, Hkv, Dv): the mean of the first values.
-        bounds: float64 (B, Hkv, 3): at least the distance of every finite value from `value_center`, the norm of every
-            finite value, and the norm of every finite key.
+        bounds: float64 (B, Hkv, 4): at least the distance of every finite value from `value_center`, the norm of every
+            finite value, the norm of every finite key; and 1 if a key was ever flagged.
         span: int64 (2,) on the CPU: start, stop. A tensor, so that a compiled graph does not depend on it.
     """
 
@@ -63,7 +63,7 @@ class Store:
             marks=new(capacity // BLOCK, 3, BLOCK, dtype=torch.bfloat16),
             center=new(capacity // page, width, dtype=torch.float32),
             value_center=new(value.shape[3], dtype=torch.float64).zero_(),
-            bounds=new(3, dtype=torch.float64).zero_(),
+            bounds=new(4, dtype=torch.float64).zero_(),
             span=torch.zeros(2, dtype=torch.int64),
         )
 
@@ -94,6 +94,11 @@ class Store:
     def nbytes(self) -> int:
         """Bytes of all buffers, unused room included."""
         return sum(tensor.nbytes for tensor in self.tensors())
+
+    def sketch_bytes(self) -> int:
+        """Bytes that a scan of all keys held reads."""
+        pairs, pages = self.key.shape[0] * self.key.shape[1], -(-self.stop // self.page) - self.start // self.page
+        return pairs * (self.length * (self.width + STORED_BYTES) + 4 * pages * self.width)
 
     def reserve(self, count: int) -> bool:
         """Make room for `count` more keys; whether the buffers were replaced."""

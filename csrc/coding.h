@@ -1,0 +1,83 @@
+// Coding one key, in plain loops: each unit compiles them with its own instruction set. No loop reorders an addition, so
+// that codes are the same bits at every level and in the specification (bounds/interval.py).
+#pragma once
+
+#include "kernels.h"
+#include "numbers.h"
+
+namespace tailbound {
+namespace {
+
+// H x in place: butterflies of distance 1, 2, 4, ..., blocks of falling powers of two, each times 2^-(levels / 2).
+inline void rotate(double* x, int64_t width) {
+  for (int64_t size = int64_t{1} << 30; size > 0; size >>= 1) {
+    if (!(width & size)) continue;
+    int levels = 0;
+    for (int64_t distance = 1; distance < size; distance *= 2, ++levels)
+      for (int64_t i = 0; i < size; i += 2 * distance)
+        for (int64_t j = i; j < i + distance; ++j) {
+          const double a = x[j], b = x[j + distance];
+          x[j] = a + b;
+          x[j + distance] = a - b;
+        }
+    const double factor = 1.0 / static_cast<double>(int64_t{1} << (levels / 2));
+    for (int64_t i = 0; i < size; ++i) x[i] *= factor;
+    x += size;
+  }
+}
+
+// Undo the gain of rotating twice: 2 for blocks of 2, 8, 32, ...
+inline void undo_gain(double* x, int64_t width) {
+  bool odd = false;
+  for (int64_t size = int64_t{1} << 30; size > 0; size >>= 1) {
+    if (!(width & size)) continue;
+    odd = false;
+    for (int64_t s = size; s > 1; s >>= 1) odd = !odd;
+    if (odd)
+      for (int64_t i = 0; i < size; ++i) x[i] *= 0.5;
+    x += size;
+  }
+}
+
+inline void code_key(const double* key, const float* center, int64_t width, double* scratch, int8_t* codes, int64_t lane,
+                     uint16_t* marks) {
+  double* away = scratch;
+  double* code = scratch + width;
+  double* size = scratch + 2 * width;
+  for (int64_t d = 0; d < width; ++d) {
+    away[d] = key[d] - static_cast<double>(center[d]);
+    code[d] = away[d];
+  }
+  rotate(code, width);
+  undo_gain(code, width);
+  double largest = 0.0;
+  for (int64_t d = 0; d < width; ++d) {
+    const double x = std::fabs(code[d]);
+    largest = x > largest ? x : largest;
+  }
+  uint16_t step_bits = bfloat16_up(largest / 127.0);
+  if (step_bits == 0x7f80) step_bits = 0;  // beyond bfloat16: no code, all in the residual
+  const double step = static_cast<double>(bfloat16_float(step_bits));
+  if (step > 0.0) {
+    for (int64_t d = 0; d < width; ++d) code[d] = round_even(code[d] / step);
+  } else {
+    for (int64_t d = 0; d < width; ++d) code[d] = 0.0;
+  }
+  for (int64_t d = 0; d < width; ++d) codes[code_place(width, lane, d)] = static_cast<int8_t>(code[d]);
+  const double extent = up(norm_up(code, width) * step);
+
+  rotate(code, width);  // exact, as is the product with the step
+  for (int64_t d = 0; d < width; ++d) {
+    const double rebuilt = step * code[d];
+    size[d] = std::fabs(key[d]) + std::fabs(static_cast<double>(center[d])) + std::fabs(rebuilt);
+    away[d] -= rebuilt;
+  }
+  const double rounded = up(norm_up(size, width) * gamma(4));
+  const double residual = up(up(norm_up(away, width) + rounded) + 2.0 * flush_norm(static_cast<double>(width)));
+  marks[lane] = step_bits;
+  marks[kBlock + lane] = bfloat16_up(residual);
+  marks[2 * kBlock + lane] = bfloat16_up(extent);
+}
+
+}  // namespace
+}  // namespace tailbound
