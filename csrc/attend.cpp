@@ -39,18 +39,38 @@ struct Share {
   std::vector<double> sums;
 };
 
+// Buffers that grow with the number of keys, kept between calls: fresh pages cost more than what is done with them.
+struct Workspace {
+  std::vector<float> weights, scratch;
+  std::vector<int32_t> index;
+  std::vector<Terms> terms;
+
+  // Without touching what is already there.
+  template <class T>
+  static T* need(std::vector<T>& buffer, int64_t count) {
+    if (buffer.size() < static_cast<size_t>(count)) buffer.resize(static_cast<size_t>(count));
+    return buffer.data();
+  }
+};
+
 class Sweep {
  public:
-  Sweep(const Kernels& kernels, const Store& store, const Request& request, int64_t first, int rows, int threads)
+  Sweep(const Kernels& kernels, const Store& store, const Request& request, Workspace& space, int64_t first, int rows,
+        int threads)
       : k_(kernels), s_(store), r_(request), rows_(rows), threads_(threads) {
     origin_ = r_.start / kBlock * kBlock;
     stride_ = (r_.stop - origin_ + kBlock - 1) / kBlock * kBlock;
     for (int64_t p = 0; p < s_.pairs(); ++p) tiles_.emplace_back(new Tile(s_, r_, p, first, rows));
     scans_ = r_.epsilon > 0.0 && r_.stop - r_.start > r_.dense_below;
     weighs_ = scans_ || r_.mask != nullptr;
+    pages_ = (r_.stop + s_.page - 1) / s_.page - r_.start / s_.page;
     if (weighs_) {
-      weights_.resize(static_cast<size_t>(s_.pairs() * rows_ * stride_));
-      index_.resize(static_cast<size_t>(s_.pairs() * stride_));
+      weights_ = Workspace::need(space.weights, s_.pairs() * rows_ * stride_);
+      index_ = Workspace::need(space.index, s_.pairs() * stride_);
+    }
+    if (scans_) {
+      scratch_ = Workspace::need(space.scratch, threads * (2 * stride_ + 64));
+      terms_ = Workspace::need(space.terms, s_.pairs() * pages_ * rows_);
     }
     level_.resize(static_cast<size_t>(s_.pairs() * rows_));
     rest_.assign(level_.size(), 0.0);
@@ -76,16 +96,15 @@ class Sweep {
     if (scans_) {
       each_segment(team, [&](Segment& part) { weigh(part); });
       team.barrier.wait();
-      std::vector<float> scratch(static_cast<size_t>(stride_));
       for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
-        cut(i / rows_, static_cast<int>(i % rows_), scratch.data());
+        cut(i / rows_, static_cast<int>(i % rows_), scratch_ + team.thread * (2 * stride_ + 64));
       team.barrier.wait();
     }
     if (weighs_) {
       each_segment(team, [&](Segment& part) {
         const int64_t at = part.pair * stride_;
         part.picked = k_.pick(weights(part.pair, 0), stride_, part.first - origin_, part.last - part.first, rows_,
-                              &threshold_[part.pair * rows_], index_.data() + at + part.first - origin_);
+                              &threshold_[part.pair * rows_], index_ + at + part.first - origin_);
       });
       team.barrier.wait();
     }
@@ -117,7 +136,7 @@ class Sweep {
       }
   }
 
-  float* weights(int64_t pair, int row) { return weights_.data() + (pair * rows_ + row) * stride_; }
+  float* weights(int64_t pair, int row) { return weights_ + (pair * rows_ + row) * stride_; }
 
   template <class F>
   void each_page(const Segment& part, F f) {
@@ -128,10 +147,12 @@ class Sweep {
     }
   }
 
+  Terms* terms_of(int64_t pair, int64_t page) { return terms_ + (pair * pages_ + page - r_.start / s_.page) * rows_; }
+
   void scan(Segment& part) {
-    Terms terms[kMaxRows];
     const Tile& tile = *tiles_[part.pair];
     each_page(part, [&](int64_t page, int64_t first, int64_t last) {
+      Terms* terms = terms_of(part.pair, page);
       tile.terms(page, terms);
       const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
       float* upper = weights(part.pair, 0) + block * kBlock - origin_;
@@ -186,12 +207,10 @@ class Sweep {
   }
 
   void weigh(Segment& part) {
-    Terms terms[kMaxRows];
-    const Tile& tile = *tiles_[part.pair];
     float level[kMaxRows];
     for (int row = 0; row < rows_; ++row) level[row] = level_of(part.pair, row);
     each_page(part, [&](int64_t page, int64_t first, int64_t last) {
-      tile.terms(page, terms);
+      const Terms* terms = terms_of(part.pair, page);
       const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
       for (int row = 0; row < rows_; ++row) {
         const bool infinite = k_.weigh(weights(part.pair, row) + block * kBlock - origin_, s_.block_marks(part.pair, block),
@@ -238,7 +257,7 @@ class Sweep {
       for (const auto& parts : segments_)
         for (const Segment& part : parts) {
           // Close the gaps between what the segments picked.
-          int32_t* index = index_.data() + part.pair * stride_;
+          int32_t* index = index_ + part.pair * stride_;
           std::copy_n(index + part.first - origin_, part.picked, index + picked[part.pair]);
           picked[part.pair] += part.picked;
           wide_[part.pair] = wide_[part.pair] || part.infinite;
@@ -270,7 +289,7 @@ class Sweep {
       rest_[pair * rows_ + row] = 0.0;
     }
     int64_t count = 0;
-    int32_t* index = index_.data() + pair * stride_;
+    int32_t* index = index_ + pair * stride_;
     for (int64_t i = 0; i < stride_; ++i) {
       bool any = false;
       for (int row = 0; row < rows_; ++row) any = any || weights(pair, row)[i] > 0.0f;
@@ -302,7 +321,7 @@ class Sweep {
     Gather g{};
     g.store = &s_;
     g.pair = piece.pair;
-    g.index = weighs_ ? index_.data() + piece.pair * stride_ + piece.begin : nullptr;
+    g.index = weighs_ ? index_ + piece.pair * stride_ + piece.begin : nullptr;
     g.first = r_.start + piece.begin;
     g.count = piece.count;
     g.rows = rows_;
@@ -482,8 +501,11 @@ class Sweep {
   int64_t origin_ = 0, stride_ = 0;  // weights and indices count positions from `origin_`, a block's first
   bool scans_ = false, weighs_ = false;
   std::vector<std::unique_ptr<Tile>> tiles_;
-  std::vector<float> weights_;
-  std::vector<int32_t> index_;
+  int64_t pages_ = 0;
+  float* weights_ = nullptr;   // (pairs, rows, stride)
+  float* scratch_ = nullptr;   // (threads, 2 stride + 64)
+  int32_t* index_ = nullptr;   // (pairs, stride)
+  Terms* terms_ = nullptr;     // (pairs, pages, rows)
   std::vector<float> level_;
   std::vector<double> rest_;
   std::vector<Threshold> threshold_;
@@ -501,10 +523,11 @@ int64_t attend(const Kernels& kernels, Level level, const Store& store, const Re
   request.counts[0] = 1 + static_cast<int64_t>(level);
   request.counts[1] = threads;
   const int64_t rows = request.heads / std::max<int64_t>(store.kv_heads, 1) * request.queries;
+  thread_local Workspace space;
   int64_t bad = 0;
   for (int64_t first = 0; first < rows; first += kMaxRows) {
     const int count = static_cast<int>(std::min<int64_t>(kMaxRows, rows - first));
-    bad += Sweep(kernels, store, request, first, count, threads).run(request.counts);
+    bad += Sweep(kernels, store, request, space, first, count, threads).run(request.counts);
   }
   return bad;
 }

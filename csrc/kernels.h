@@ -65,7 +65,7 @@ struct Kernels {
   bool (*weigh)(float* upper, const uint16_t* marks, int64_t blocks, const Terms& terms, float level, double* sure);
 
   // The threshold that leaves out as much weight as it can, at most `budget`; *rest is that weight, rounded up.
-  // scratch: n floats. Infinite weights are never left out.
+  // scratch: 2 n + 64 floats; n is a multiple of 16. Infinite weights are never left out.
   Threshold (*cut)(const float* weights, int64_t n, double budget, float* scratch, double* rest);
 
   // Positions (from `first`) of n weights at which some row has weight; returns how many.
@@ -88,6 +88,9 @@ constexpr double kSumRoundings = 288.0;
 extern const Kernels kScalarKernels;
 #ifdef TAILBOUND_HAS_AVX2
 extern const Kernels kAvx2Kernels;
+#endif
+#ifdef TAILBOUND_HAS_AVX512VNNI
+extern const Kernels kAvx512VnniKernels;
 #endif
 
 const Kernels& kernels(Level level);

@@ -7,6 +7,7 @@
 #include "coding.h"
 #include "kernels.h"
 #include "numbers.h"
+#include "settle.h"
 
 namespace tailbound {
 namespace {
@@ -73,20 +74,7 @@ Threshold cut(const float* weights, int64_t n, double budget, float* scratch, do
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i)
     if (weights[i] > 0.0f) scratch[count++] = weights[i];
-  std::sort(scratch, scratch + count);
-  const double most = budget * (1.0 - 0x1p-30);  // sums below round by less
-  double sum = 0.0;
-  int64_t out = 0;
-  while (out < count && sum + static_cast<double>(scratch[out]) <= most) sum += static_cast<double>(scratch[out++]);
-  *rest = sum * (1.0 + 0x1p-30);
-  if (out == count) return {kInfinity, 0};
-  Threshold t{scratch[out], 0};
-  // Keys equal to theta: the first ones are kept, as many as are not left out.
-  const int64_t left = std::upper_bound(scratch, scratch + count, t.theta) - (scratch + out);
-  int64_t kept = 0, i = 0;
-  for (; i < n && kept < left; ++i) kept += weights[i] == t.theta;
-  t.ties = i;
-  return t;
+  return settle(weights, n, scratch, count, 0.0, budget, rest);
 }
 
 int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
@@ -140,6 +128,9 @@ const Kernels& kernels(Level level) {
     case Level::Scalar: return kScalarKernels;
 #ifdef TAILBOUND_HAS_AVX2
     case Level::Avx2: return kAvx2Kernels;
+#endif
+#ifdef TAILBOUND_HAS_AVX512VNNI
+    case Level::Avx512Vnni: return kAvx512VnniKernels;
 #endif
     default: throw std::logic_error(std::string("no kernels were built for ") + name(level));
   }

@@ -108,6 +108,9 @@ const std::vector<Level>& built_levels() {
 #ifdef TAILBOUND_HAS_AVX2
       Level::Avx2,
 #endif
+#ifdef TAILBOUND_HAS_AVX512VNNI
+      Level::Avx512Vnni,
+#endif
   };
   return levels;
 }

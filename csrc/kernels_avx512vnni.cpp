@@ -1,0 +1,546 @@
+// AVX-512 with VNNI. Bytes per key and instructions per 16 keys stand above each kernel; R rows share every load.
+// No std:: templates here: their instantiations would be shared with units that every machine runs.
+#include <immintrin.h>
+
+#include "coding.h"
+#include "kernels.h"
+#include "numbers.h"
+#include "settle.h"
+
+namespace tailbound {
+namespace {
+
+constexpr int64_t kChunk = 32;    // components expanded at once
+constexpr int64_t kFlush = 256;   // keys whose sums stay in float32
+constexpr int64_t kMaxChunks = 128;
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
+  // vpdpwssd on widened codes: exact for -128 too, which vpdpbusd with a sign trick is not.
+  __m512i sums = _mm512_setzero_si512();
+  for (size_t i = 0; i < n; i += 32) {
+    const __mmask32 in = n - i >= 32 ? ~__mmask32{0} : (__mmask32{1} << (n - i)) - 1;
+    const __m512i x = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(in, a + i));
+    const __m512i y = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(in, b + i));
+    sums = _mm512_dpwssd_epi32(sums, x, y);
+  }
+  return _mm512_reduce_add_epi32(sums);
+}
+
+inline __m512 marks16(const uint16_t* marks) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(marks));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// exp(x) for x <= 0 or so: relative error below 2^-19 for |x| <= 88, argument reduction included.
+inline __m512 exp16(__m512 x) {
+  const __m512 log2e = _mm512_set1_ps(1.44269504088896341f);
+  const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 part = _mm512_fmsub_ps(x, log2e, whole);
+  __m512 p = _mm512_set1_ps(1.33954956e-3f);
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(9.67028748e-3f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(5.55036584e-2f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(2.40222312e-1f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(6.93147203e-1f));
+  p = _mm512_fmadd_ps(p, part, _mm512_set1_ps(1.00000001f));
+  return _mm512_scalef_ps(p, whole);
+}
+
+// 16 keys, D components: D / 4 loads and 2 R vpdpbusd each; the query's four bytes come as an embedded broadcast.
+template <int R, int B>
+inline void scan_blocks(const int8_t* codes, const uint16_t* marks, int64_t width, const int8_t* planes, int rows,
+                        const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
+  __m512i coarse[B][R], fine[B][R];
+  for (int b = 0; b < B; ++b)
+    for (int r = 0; r < R; ++r) {
+      coarse[b][r] = _mm512_set1_epi32(shift[2 * r]);
+      fine[b][r] = _mm512_set1_epi32(shift[2 * r + 1]);
+    }
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  const int64_t groups = width / 4, tail = width % 4;
+  for (int64_t g = 0; g < groups; ++g, planes += 8 * rows) {
+    __m512i code[B];
+    for (int b = 0; b < B; ++b)
+      code[b] = _mm512_xor_si512(_mm512_loadu_si512(codes + b * kBlock * width + g * 64), flip);
+    for (int r = 0; r < R; ++r) {
+      int32_t a, f;
+      std::memcpy(&a, planes + 8 * r, 4);
+      std::memcpy(&f, planes + 8 * r + 4, 4);
+      for (int b = 0; b < B; ++b) {
+        coarse[b][r] = _mm512_dpbusd_epi32(coarse[b][r], code[b], _mm512_set1_epi32(a));
+        fine[b][r] = _mm512_dpbusd_epi32(fine[b][r], code[b], _mm512_set1_epi32(f));
+      }
+    }
+  }
+  if (tail) {
+    for (int b = 0; b < B; ++b) {
+      alignas(64) int8_t last[64] = {};
+      const int8_t* from = codes + b * kBlock * width + groups * 64;
+      for (int lane = 0; lane < kBlock; ++lane)
+        for (int64_t d = 0; d < tail; ++d) last[4 * lane + d] = from[lane * tail + d];
+      const __m512i code = _mm512_xor_si512(_mm512_load_si512(last), flip);
+      for (int r = 0; r < R; ++r) {
+        int32_t a, f;
+        std::memcpy(&a, planes + 8 * r, 4);
+        std::memcpy(&f, planes + 8 * r + 4, 4);
+        coarse[b][r] = _mm512_dpbusd_epi32(coarse[b][r], code, _mm512_set1_epi32(a));
+        fine[b][r] = _mm512_dpbusd_epi32(fine[b][r], code, _mm512_set1_epi32(f));
+      }
+    }
+  }
+  for (int b = 0; b < B; ++b, marks += 3 * kBlock) {
+    const __m512 step = marks16(marks), residual = marks16(marks + kBlock), extent = marks16(marks + 2 * kBlock);
+    for (int r = 0; r < R; ++r) {
+      const Terms& t = terms[r];
+      const __m512 product = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(coarse[b][r], 6), fine[b][r]));
+      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(t.unit), product), step);
+      const __m512 middle = _mm512_add_ps(_mm512_set1_ps(t.base), scaled);
+      const __m512 bracket = _mm512_fmadd_ps(_mm512_set1_ps(t.residual), residual,
+                                             _mm512_fmadd_ps(_mm512_set1_ps(t.extent), extent, _mm512_set1_ps(t.error)));
+      _mm512_storeu_ps(upper + r * stride + b * kBlock, _mm512_add_ps(middle, bracket));
+    }
+  }
+}
+
+template <int R>
+void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
+               const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
+  constexpr int B = R <= 3 ? 3 : 2;
+  int64_t block = 0;
+  for (; block + B <= blocks; block += B) {
+    // The next pages of codes: the hardware stops at every 4 KiB.
+    for (int64_t line = 0; line < B * kBlock * width; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(codes + (block * kBlock) * width + 8192 + line), _MM_HINT_T0);
+    scan_blocks<R, B>(codes + block * kBlock * width, marks + block * 3 * kBlock, width, planes, rows, terms, shift,
+                      upper + block * kBlock, stride);
+  }
+  for (; block < blocks; ++block)
+    scan_blocks<R, 1>(codes + block * kBlock * width, marks + block * 3 * kBlock, width, planes, rows, terms, shift,
+                      upper + block * kBlock, stride);
+}
+
+void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
+          const Terms* terms, float* upper, int64_t stride) {
+  // vpdpbusd takes codes as z + 128: 128 times the sum of the query's words is taken off beforehand.
+  int32_t shift[2 * kMaxRows] = {};
+  for (int64_t g = 0; g < (width + 3) / 4; ++g)
+    for (int i = 0; i < 2 * rows; ++i)
+      for (int j = 0; j < 4; ++j) shift[i] -= 128 * planes[(g * 2 * rows + i) * 4 + j];
+  for (int row = 0; row < rows; row += 4) {
+    const int8_t* p = planes + 8 * row;
+    switch (rows - row) {
+      case 1: scan_rows<1>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
+      case 2: scan_rows<2>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
+      case 3: scan_rows<3>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
+      default: scan_rows<4>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride);
+    }
+  }
+}
+
+float top(const float* upper, int64_t n) {
+  __m512 a = _mm512_set1_ps(-__builtin_inff()), b = a;
+  int64_t i = 0;
+  // vmaxps gives its second operand where one is NaN.
+  for (; i + 32 <= n; i += 32) {
+    a = _mm512_max_ps(_mm512_loadu_ps(upper + i), a);
+    b = _mm512_max_ps(_mm512_loadu_ps(upper + i + 16), b);
+  }
+  for (; i < n; i += 16) a = _mm512_max_ps(_mm512_loadu_ps(upper + i), a);
+  return _mm512_reduce_max_ps(_mm512_max_ps(a, b));
+}
+
+// 16 keys: 2 exponentials of 10 instructions, 12 others.
+bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure) {
+  const __m512 infinity = _mm512_set1_ps(__builtin_inff()), zero = _mm512_setzero_ps();
+  const __m512 more = _mm512_set1_ps(1.0f + 0x1p-16f), tiny = _mm512_set1_ps(0x1p-126f);
+  const __m512 base = _mm512_set1_ps(level), two = _mm512_set1_ps(-2.0f);
+  __m512 sums = zero;
+  __mmask16 infinite = 0;
+  for (int64_t block = 0; block < blocks; ++block, upper += kBlock, marks += 3 * kBlock) {
+    const __m512 end = _mm512_loadu_ps(upper);
+    const __mmask16 bounded = _mm512_cmp_ps_mask(end, infinity, _CMP_LT_OQ);
+    const __mmask16 hidden = _mm512_cmp_ps_mask(end, _mm512_sub_ps(zero, infinity), _CMP_EQ_OQ);
+    infinite = static_cast<__mmask16>(infinite | ~bounded);
+    const __m512 from = _mm512_sub_ps(end, base);
+    const __m512 bracket = _mm512_fmadd_ps(_mm512_set1_ps(t.residual), marks16(marks + kBlock),
+                                           _mm512_fmadd_ps(_mm512_set1_ps(t.extent), marks16(marks + 2 * kBlock),
+                                                           _mm512_set1_ps(t.error)));
+    const __m512 weight = _mm512_max_ps(_mm512_mul_ps(exp16(from), more), tiny);
+    const __m512 lower = exp16(_mm512_fmadd_ps(two, bracket, from));
+    const __mmask16 good = static_cast<__mmask16>(bounded & ~hidden);
+    sums = _mm512_mask_add_ps(sums, good, sums, lower);
+    _mm512_storeu_ps(upper, _mm512_mask_mov_ps(_mm512_maskz_mov_ps(static_cast<__mmask16>(~hidden), infinity), good, weight));
+  }
+  *sure += static_cast<double>(_mm512_reduce_add_ps(sums)) * (1.0 - 0x1p-15);
+  return infinite != 0;
+}
+
+// Sums of the weights below four thresholds: 9 instructions for 16 keys.
+inline void sums_below(const float* weights, int64_t n, const float* theta, double* sums) {
+  __m512 s[4], t[4];
+  for (int j = 0; j < 4; ++j) s[j] = _mm512_setzero_ps(), t[j] = _mm512_set1_ps(theta[j]);
+  for (int j = 0; j < 4; ++j) sums[j] = 0.0;
+  for (int64_t i = 0; i < n;) {
+    const int64_t until = least(n, i + 16 * kFlush);
+    for (; i < until; i += 16) {
+      const __m512 w = _mm512_loadu_ps(weights + i);
+      for (int j = 0; j < 4; ++j) s[j] = _mm512_mask_add_ps(s[j], _mm512_cmp_ps_mask(w, t[j], _CMP_LT_OQ), s[j], w);
+    }
+    for (int j = 0; j < 4; ++j) sums[j] += static_cast<double>(_mm512_reduce_add_ps(s[j])), s[j] = _mm512_setzero_ps();
+  }
+}
+
+// Narrow a bracket of thresholds, low with a sum within budget and high with one beyond, by their bits.
+inline void narrow(const float* weights, int64_t n, double below, double budget, int rounds, int32_t* low, int32_t* high) {
+  for (int round = 0; round < rounds && *high - *low > 4; ++round) {
+    const int32_t fifth = (*high - *low) / 5;
+    float theta[4];
+    double sums[4];
+    for (int j = 0; j < 4; ++j) theta[j] = bit_cast<float>(*low + (j + 1) * fifth);
+    sums_below(weights, n, theta, sums);
+    int32_t base = *low;
+    for (int j = 0; j < 4; ++j) {
+      if (below + sums[j] <= budget) {
+        *low = base + (j + 1) * fifth;
+      } else {
+        *high = base + (j + 1) * fifth;
+        break;
+      }
+    }
+  }
+}
+
+// Keep of `weights` those from low to high, and add the smaller ones up; returns how many were kept. In place is allowed.
+inline int64_t between(const float* weights, int64_t n, int32_t low, int32_t high, float* kept, double* below) {
+  const __m512 lo = _mm512_set1_ps(bit_cast<float>(low)), hi = _mm512_set1_ps(bit_cast<float>(high));
+  const __m512 zero = _mm512_setzero_ps();
+  __m512d sums = _mm512_setzero_pd(), more = _mm512_setzero_pd();
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m512 w = _mm512_loadu_ps(weights + i);
+    const __mmask16 under = _mm512_cmp_ps_mask(w, lo, _CMP_LT_OQ);
+    const __mmask16 within = static_cast<__mmask16>(_mm512_cmp_ps_mask(w, hi, _CMP_LT_OQ) & ~under &
+                                                    _mm512_cmp_ps_mask(w, zero, _CMP_GT_OQ));
+    const __m512 small = _mm512_maskz_mov_ps(under, w);
+    sums = _mm512_add_pd(sums, _mm512_cvtps_pd(_mm512_castps512_ps256(small)));
+    more = _mm512_add_pd(more, _mm512_cvtps_pd(_mm512_extractf32x8_ps(small, 1)));
+    _mm512_storeu_ps(kept + count, _mm512_maskz_compress_ps(within, w));
+    count += __builtin_popcount(within);
+  }
+  *below = _mm512_reduce_add_pd(_mm512_add_pd(sums, more));
+  return count;
+}
+
+inline double total(const float* weights, int64_t n) {
+  __m512d sums = _mm512_setzero_pd();
+  for (int64_t i = 0; i < n; i += 8) {
+    const __mmask8 in = static_cast<__mmask8>(n - i >= 8 ? 0xff : (1u << (n - i)) - 1u);
+    sums = _mm512_add_pd(sums, _mm512_cvtps_pd(_mm256_maskz_loadu_ps(in, weights + i)));
+  }
+  return _mm512_reduce_add_pd(sums);
+}
+
+// A bracket from a sample of one vector in sixteen, then one exact pass that collects what lies within, then the rest of
+// the search on those alone. Sums in float32 decide nothing but the bracket: `settle` adds up in float64.
+Threshold cut(const float* weights, int64_t n, double budget, float* scratch, double* rest) {
+  int32_t low = 0, high = bit_cast<int32_t>(__builtin_inff());
+  if (n >= 2048) {
+    int64_t sampled = 0;
+    for (int64_t i = 0; i < n; i += 256, sampled += 16) _mm512_storeu_ps(scratch + sampled, _mm512_loadu_ps(weights + i));
+    const double share = static_cast<double>(sampled) / static_cast<double>(n);
+    int32_t a = bit_cast<int32_t>(0x1p-126f), b = bit_cast<int32_t>(2.0f), c = a, d = b;
+    narrow(scratch, sampled, 0.0, 0.6 * budget * share, 5, &a, &b);
+    narrow(scratch, sampled, 0.0, 1.6 * budget * share, 5, &c, &d);
+    low = a;
+    high = d;
+  }
+  const int32_t infinite = bit_cast<int32_t>(__builtin_inff());
+  double below = 0.0;
+  int64_t middle = between(weights, n, low, high, scratch, &below);
+  if (below > budget || (high < infinite && below + total(scratch, middle) <= budget)) {  // the sample misled
+    low = 0;
+    high = infinite;
+    middle = between(weights, n, low, high, scratch, &below);
+  }
+  if (middle > 64) {
+    low = low > bit_cast<int32_t>(0x1p-126f) ? low : bit_cast<int32_t>(0x1p-126f);
+    float* narrowed = scratch + (middle + 15) / 16 * 16 + 16;
+    _mm512_storeu_ps(scratch + middle, _mm512_setzero_ps());
+    narrow(scratch, middle, below, budget, 8, &low, &high);
+    double more = 0.0;
+    const int64_t few = between(scratch, middle, low, high, narrowed, &more);
+    if (below + more <= budget && below + more + total(narrowed, few) > budget)
+      return settle(weights, n, narrowed, few, below + more, budget, rest);
+  }
+  return settle(weights, n, scratch, middle, below, budget, rest);
+}
+
+int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
+             int32_t* index) {
+  int64_t count = 0;
+  __m512i position = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(first)),
+                                      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  for (int64_t i = 0; i < n; i += 16, position = _mm512_add_epi32(position, _mm512_set1_epi32(16))) {
+    const __mmask16 in = static_cast<__mmask16>(n - i >= 16 ? 0xffff : (1u << (n - i)) - 1u);
+    __mmask16 any = 0;
+    for (int row = 0; row < rows; ++row) {
+      const __m512 w = _mm512_maskz_loadu_ps(in, weights + row * stride + first + i);
+      const __m512 theta = _mm512_set1_ps(threshold[row].theta);
+      const __m512i ties = _mm512_set1_epi32(static_cast<int32_t>(threshold[row].ties));
+      const __mmask16 equal = _mm512_mask_cmp_epi32_mask(_mm512_cmp_ps_mask(w, theta, _CMP_EQ_OQ), position, ties, _MM_CMPINT_LT);
+      any = static_cast<__mmask16>(any | equal | _mm512_cmp_ps_mask(w, theta, _CMP_GT_OQ));
+    }
+    any = static_cast<__mmask16>(any & in);
+    if (!any) continue;
+    // Through a register: a compressing store is slow on some processors. There is room: counts never pass positions.
+    const __m512i chosen = _mm512_maskz_compress_epi32(any, position);
+    const int picked = __builtin_popcount(any);
+    _mm512_mask_storeu_epi32(index + count, static_cast<__mmask16>((1u << picked) - 1u), chosen);
+    count += picked;
+  }
+  return count;
+}
+
+// Lane j: the sum of a[j]. 45 instructions.
+inline __m512 sum_each(const __m512* a) {
+  __m512 t[8], u[4];
+  for (int i = 0; i < 8; ++i)
+    t[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+  for (int i = 0; i < 4; ++i) {
+    const __m512d x = _mm512_castps_pd(t[2 * i]), y = _mm512_castps_pd(t[2 * i + 1]);
+    u[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
+  const __m512 v = _mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
+  const __m512 w = _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(v, w, 0x88), _mm512_shuffle_f32x4(v, w, 0xdd));
+}
+
+// 32 components as two vectors: bfloat16 as the even ones and the odd ones (a shift and a mask), others as halves.
+template <Dtype T>
+inline void expand(const uint8_t* from, int64_t left, __m512* a, __m512* b) {
+  if constexpr (T == Dtype::Float32) {
+    const float* x = reinterpret_cast<const float*>(from);
+    if (left >= 32) {
+      *a = _mm512_loadu_ps(x);
+      *b = _mm512_loadu_ps(x + 16);
+    } else {
+      const uint32_t in = (1u << left) - 1u;
+      *a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(in), x);
+      *b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(in >> 16), x + 16);
+    }
+  } else {
+    const __m512i bits = left >= 32 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16((1u << left) - 1u, from);
+    if constexpr (T == Dtype::BFloat16) {
+      *a = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+      *b = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+    } else {
+      *a = _mm512_cvtph_ps(_mm512_castsi512_si256(bits));
+      *b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(bits, 1));
+    }
+  }
+}
+
+// Where component i of a chunk lies after `expand`.
+template <Dtype T>
+inline int64_t expanded(int64_t i) {
+  if constexpr (T == Dtype::BFloat16) return i / 2 + (i & 1) * 16;
+  return i;
+}
+
+// Dot products of R queries (expanded) with 16 keys. A key: a load and 2 to expand, 2 R fmas for 32 components.
+template <Dtype T, int R>
+inline void dots(const uint8_t* const* keys, int64_t width, const float* query, int64_t query_stride, __m512* logits) {
+  __m512 sums[R][16];
+  for (int j = 0; j < 16; ++j) {
+    __m512 s[R][2];
+    for (int r = 0; r < R; ++r) s[r][0] = s[r][1] = _mm512_setzero_ps();
+    const uint8_t* key = keys[j];
+    for (int64_t d = 0; d < width; d += kChunk) {
+      __m512 a, b;
+      expand<T>(key + d * size_of(T), width - d, &a, &b);
+      for (int r = 0; r < R; ++r) {
+        s[r][0] = _mm512_fmadd_ps(a, _mm512_loadu_ps(query + r * query_stride + d), s[r][0]);
+        s[r][1] = _mm512_fmadd_ps(b, _mm512_loadu_ps(query + r * query_stride + d + 16), s[r][1]);
+      }
+    }
+    for (int r = 0; r < R; ++r) sums[r][j] = _mm512_add_ps(s[r][0], s[r][1]);
+  }
+  for (int r = 0; r < R; ++r) logits[r] = sum_each(sums[r]);
+}
+
+// Add 16 values times their weights to R sums (expanded). A value: a load and 2 to expand, 2 R fmas for 32 components.
+template <Dtype T, int R>
+inline void weigh_values(const uint8_t* const* values, int64_t width, const float* weights, float* sums, int64_t stride) {
+  for (int64_t d = 0; d < width; d += kChunk) {
+    __m512 s[R][2];
+    for (int r = 0; r < R; ++r) {
+      s[r][0] = _mm512_loadu_ps(sums + r * stride + d);
+      s[r][1] = _mm512_loadu_ps(sums + r * stride + d + 16);
+    }
+    for (int j = 0; j < 16; ++j) {
+      __m512 a, b;
+      expand<T>(values[j] + d * size_of(T), width - d, &a, &b);
+      for (int r = 0; r < R; ++r) {
+        const __m512 w = _mm512_set1_ps(weights[16 * r + j]);
+        s[r][0] = _mm512_fmadd_ps(w, a, s[r][0]);
+        s[r][1] = _mm512_fmadd_ps(w, b, s[r][1]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      _mm512_storeu_ps(sums + r * stride + d, s[r][0]);
+      _mm512_storeu_ps(sums + r * stride + d + 16, s[r][1]);
+    }
+  }
+}
+
+// What `gather` keeps between batches: float32 sums of at most kFlush keys.
+template <Dtype T>
+class Gathering {
+ public:
+  explicit Gathering(const Gather& gather)
+      : g(gather), s(*gather.store), query_stride((s.width + kChunk - 1) / kChunk * kChunk),
+        value_stride((s.value_width + kChunk - 1) / kChunk * kChunk) {
+    for (int r = 0; r < g.rows; ++r)
+      for (int64_t d = 0; d < query_stride; ++d)
+        query[r * query_stride + d / kChunk * kChunk + expanded<T>(d % kChunk)] =
+            d < s.width ? g.query[r * g.query_stride + d] : 0.0f;
+    for (int64_t i = 0; i < g.rows * value_stride; ++i) sums[i] = 0.0f;
+    for (int r = 0; r < g.rows; ++r) mass[r] = _mm512_setzero_ps();
+  }
+
+  static bool fits(const Gather& g) {
+    const int64_t most = kMaxChunks * kChunk;
+    return g.rows * ((g.store->width + kChunk - 1) / kChunk * kChunk) <= most &&
+           g.rows * ((g.store->value_width + kChunk - 1) / kChunk * kChunk) <= most;
+  }
+
+  void run() {
+    int64_t since = 0;
+    ahead(0);
+    for (int64_t k = 0; k < g.count; k += 16) {
+      ahead(k + 16);
+      batch(k);
+      since += 16;
+      if (since >= kFlush) flush(), since = 0;
+    }
+    flush();
+  }
+
+ private:
+  int64_t position(int64_t k) const { return g.index ? g.index[k] + g.origin : g.first + k; }
+
+  void ahead(int64_t k) const {
+    if (!g.index) return;
+    const int64_t until = least(g.count, k + 16);
+    for (; k < until; ++k) {
+      const uint8_t* key = s.key_row(g.pair, position(k));
+      const uint8_t* value = s.value_row(g.pair, position(k));
+      for (int64_t line = 0; line < s.key_bytes(); line += 64) _mm_prefetch(reinterpret_cast<const char*>(key + line), _MM_HINT_T0);
+      for (int64_t line = 0; line < s.value_bytes(); line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(value + line), _MM_HINT_T0);
+    }
+  }
+
+  void batch(int64_t k) {
+    const int64_t here = least(16, g.count - k);
+    const __mmask16 in = static_cast<__mmask16>((1u << here) - 1u);
+    const uint8_t* keys[16];
+    const uint8_t* values[16];
+    alignas(64) int32_t at[16];
+    for (int64_t j = 0; j < 16; ++j) {
+      const int64_t p = position(k + least(j, here - 1));
+      keys[j] = s.key_row(g.pair, p);
+      values[j] = s.value_row(g.pair, p);
+      at[j] = static_cast<int32_t>(p - g.origin);
+    }
+    const __m512i where = _mm512_load_si512(at);
+    alignas(64) float weights[4 * 16];
+    for (int row = 0; row < g.rows; row += 4) {
+      __m512 logits[4];
+      const int count = g.rows - row < 4 ? g.rows - row : 4;
+      const float* q = query + row * query_stride;
+      switch (count) {
+        case 1: dots<T, 1>(keys, s.width, q, query_stride, logits); break;
+        case 2: dots<T, 2>(keys, s.width, q, query_stride, logits); break;
+        case 3: dots<T, 3>(keys, s.width, q, query_stride, logits); break;
+        default: dots<T, 4>(keys, s.width, q, query_stride, logits);
+      }
+      for (int i = 0; i < count; ++i) _mm512_store_ps(weights + 16 * i, weight(row + i, logits[i], where, in));
+      float* to = sums + row * value_stride;
+      switch (count) {
+        case 1: weigh_values<T, 1>(values, s.value_width, weights, to, value_stride); break;
+        case 2: weigh_values<T, 2>(values, s.value_width, weights, to, value_stride); break;
+        case 3: weigh_values<T, 3>(values, s.value_width, weights, to, value_stride); break;
+        default: weigh_values<T, 4>(values, s.value_width, weights, to, value_stride);
+      }
+    }
+  }
+
+  __m512 weight(int row, __m512 logit, __m512i where, __mmask16 in) {
+    __mmask16 mine;
+    if (g.weights) {
+      const __m512 w = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), in, where, g.weights + row * g.stride, 4);
+      const __m512 theta = _mm512_set1_ps(g.threshold[row].theta);
+      const __m512i ties = _mm512_set1_epi32(static_cast<int32_t>(g.threshold[row].ties));
+      mine = _mm512_mask_cmp_epi32_mask(_mm512_mask_cmp_ps_mask(in, w, theta, _CMP_EQ_OQ), where, ties, _MM_CMPINT_LT);
+      mine = static_cast<__mmask16>(mine | _mm512_mask_cmp_ps_mask(in, w, theta, _CMP_GT_OQ));
+    } else {
+      const __m512i limit = _mm512_set1_epi32(static_cast<int32_t>(g.limit[row] - g.origin));
+      mine = _mm512_mask_cmp_epi32_mask(in, where, limit, _MM_CMPINT_LT);
+    }
+    const float largest = _mm512_mask_reduce_max_ps(mine, logit);
+    if (mine && largest > g.shift[row]) raise(row, largest);
+    const __m512 w = _mm512_maskz_mov_ps(mine, exp16(_mm512_sub_ps(logit, _mm512_set1_ps(g.shift[row]))));
+    mass[row] = _mm512_add_ps(mass[row], w);
+    g.kept[row] += __builtin_popcount(mine);
+    return w;
+  }
+
+  // A larger logit than any before: with 4 nats to spare, since every move costs a rounding.
+  void raise(int row, float largest) {
+    flush();
+    const float shift = largest + 4.0f;
+    const double factor = exp_double(static_cast<double>(g.shift[row]) - static_cast<double>(shift));
+    g.shift[row] = shift;
+    g.mass[row] *= factor;
+    for (int64_t d = 0; d < s.value_width; ++d) g.sums[row * s.value_width + d] *= factor;
+  }
+
+  void flush() {
+    for (int row = 0; row < g.rows; ++row) {
+      g.mass[row] += static_cast<double>(_mm512_reduce_add_ps(mass[row]));
+      mass[row] = _mm512_setzero_ps();
+      float* from = sums + row * value_stride;
+      double* to = g.sums + row * s.value_width;
+      for (int64_t d = 0; d < s.value_width; ++d) to[d] += static_cast<double>(from[d / kChunk * kChunk + expanded<T>(d % kChunk)]);
+      for (int64_t d = 0; d < value_stride; d += 16) _mm512_storeu_ps(from + d, _mm512_setzero_ps());
+    }
+  }
+
+  const Gather& g;
+  const Store& s;
+  const int64_t query_stride, value_stride;
+  __m512 mass[kMaxRows];
+  alignas(64) float query[kMaxChunks * kChunk];
+  alignas(64) float sums[kMaxChunks * kChunk];
+};
+
+void gather(const Gather& g) {
+  if (g.count == 0) return;
+  if (!Gathering<Dtype::Float32>::fits(g)) return kScalarKernels.gather(g);
+  switch (g.store->dtype) {
+    case Dtype::Float32: return Gathering<Dtype::Float32>(g).run();
+    case Dtype::BFloat16: return Gathering<Dtype::BFloat16>(g).run();
+    default: return Gathering<Dtype::Float16>(g).run();
+  }
+}
+
+// 2 sums of D / 32 fmas, one addition, 4 levels of the tree; the query's own rounding, and one to spare.
+double logit_roundings(int64_t width) { return static_cast<double>((width + kChunk - 1) / kChunk) + 7.0; }
+
+}  // namespace
+
+const Kernels kAvx512VnniKernels{dot_int8, code_key, scan, top, weigh, cut, pick, gather, logit_roundings};
+
+}  // namespace tailbound

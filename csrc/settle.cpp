@@ -1,0 +1,29 @@
+#include "settle.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace tailbound {
+
+Threshold settle(const float* weights, int64_t n, float* middle, int64_t count, double below, double budget, double* rest) {
+  std::sort(middle, middle + count);
+  const double most = budget * (1.0 - 0x1p-30);  // sums round by less
+  double sum = below;
+  int64_t out = 0;
+  while (out < count && sum + static_cast<double>(middle[out]) <= most) sum += static_cast<double>(middle[out++]);
+  *rest = sum * (1.0 + 0x1p-30);
+  if (out == count) return {std::numeric_limits<float>::infinity(), n};
+  Threshold t{middle[out], n};
+  if (out == 0 || middle[out - 1] < t.theta) return t;
+  // Some keys equal to theta are left out: the first ones stay.
+  const int64_t stay = std::upper_bound(middle, middle + count, t.theta) - (middle + out);
+  int64_t kept = 0, i = 0;
+  for (; i < n && kept < stay; ++i) kept += weights[i] == t.theta;
+  t.ties = i;
+  return t;
+}
+
+double exp_double(double x) { return std::exp(x); }
+
+}  // namespace tailbound
