@@ -1,14 +1,28 @@
-// AVX2. 16 products per step: 2 loads, 2 widenings, 1 vpmaddwd, 1 add.
-// Codes are widened to 16 bits first: vpmaddubsw would save half the work but saturates at 32767, and two products of
-// 127 * 127 already reach 32258 in one lane, two of -128 * -128 reach 32768.
+// AVX2 with FMA and F16C. Instructions for 8 or 16 keys stand above each kernel; R rows share every load.
+// Codes are read as z + 128 in [1, 255] and the query's planes lie in [-63, 63], so that vpmaddubsw adds two products of
+// at most 255 * 63 without saturating at 32767. No std:: templates here: their instantiations would be shared with units
+// that every machine runs.
 #include <immintrin.h>
 
+#include "coding.h"
 #include "kernels.h"
+#include "numbers.h"
+#include "settle.h"
 
 namespace tailbound {
 namespace {
 
+constexpr int64_t kChunk = 16;   // components expanded at once
+constexpr int64_t kBatch = 8;    // keys gathered at once
+constexpr int64_t kFlush = 256;  // keys whose sums stay in float32
+constexpr int64_t kMaxChunks = 256;
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline __m256 all(float x) { return _mm256_set1_ps(x); }
+inline int lanes(__m256 mask) { return _mm256_movemask_ps(mask); }
+
 int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
+  // Widened to 16 bits first: exact for -128 too.
   __m256i sums = _mm256_setzero_si256();
   size_t i = 0;
   for (; i + 16 <= n; i += 16) {
@@ -23,13 +37,287 @@ int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
   return sum;
 }
 
+inline __m256 marks8(const uint16_t* marks) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(marks));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+inline float sum_of(__m256 x) {
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+
+inline float max_of(__m256 x) {
+  const __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+
+inline double sum_of(__m256d x) {
+  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+}
+
+// exp(x) for x <= 8: relative error below 2^-19 for -87 <= x, argument reduction included; 0 for less and for NaN.
+inline __m256 exp8(__m256 x) {
+  const __m256 log2e = all(1.44269504088896341f);
+  const __m256 in = _mm256_cmp_ps(x, all(-87.0f), _CMP_GE_OQ);
+  const __m256 whole = _mm256_round_ps(_mm256_mul_ps(x, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 part = _mm256_fmsub_ps(x, log2e, whole);
+  __m256 p = all(1.33954956e-3f);
+  p = _mm256_fmadd_ps(p, part, all(9.67028748e-3f));
+  p = _mm256_fmadd_ps(p, part, all(5.55036584e-2f));
+  p = _mm256_fmadd_ps(p, part, all(2.40222312e-1f));
+  p = _mm256_fmadd_ps(p, part, all(6.93147203e-1f));
+  p = _mm256_fmadd_ps(p, part, all(1.00000001f));
+  const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+  return _mm256_and_ps(in, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)));
+}
+
+inline __m256i four(const int8_t* plane) {
+  int32_t bytes;
+  std::memcpy(&bytes, plane, 4);
+  return _mm256_set1_epi32(bytes);
+}
+
+inline __m256i add_products(__m256i sum, __m256i code, __m256i words) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(code, words), _mm256_set1_epi16(1)));
+}
+
+// 8 keys (half a block), D components: D / 4 loads and 6 R instructions each.
+template <int R>
+inline void scan_half(const int8_t* codes, int half, const uint16_t* marks, int64_t width, const int8_t* planes, int rows,
+                      const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
+  __m256i coarse[R], fine[R];
+  for (int r = 0; r < R; ++r) {
+    coarse[r] = _mm256_set1_epi32(shift[2 * r]);
+    fine[r] = _mm256_set1_epi32(shift[2 * r + 1]);
+  }
+  const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
+  const int64_t groups = width / 4, tail = width % 4;
+  for (int64_t g = 0; g < groups; ++g, planes += 8 * rows) {
+    const __m256i code =
+        _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + g * 64 + half * 32)), flip);
+    for (int r = 0; r < R; ++r) {
+      coarse[r] = add_products(coarse[r], code, four(planes + 8 * r));
+      fine[r] = add_products(fine[r], code, four(planes + 8 * r + 4));
+    }
+  }
+  if (tail) {
+    alignas(32) int8_t last[32] = {};
+    const int8_t* from = codes + groups * 64 + half * 8 * tail;
+    for (int lane = 0; lane < 8; ++lane)
+      for (int64_t d = 0; d < tail; ++d) last[4 * lane + d] = from[lane * tail + d];
+    const __m256i code = _mm256_xor_si256(_mm256_load_si256(reinterpret_cast<const __m256i*>(last)), flip);
+    for (int r = 0; r < R; ++r) {
+      coarse[r] = add_products(coarse[r], code, four(planes + 8 * r));
+      fine[r] = add_products(fine[r], code, four(planes + 8 * r + 4));
+    }
+  }
+  marks += 8 * half;
+  const __m256 step = marks8(marks), residual = marks8(marks + kBlock), extent = marks8(marks + 2 * kBlock);
+  for (int r = 0; r < R; ++r) {
+    const Terms& t = terms[r];
+    const __m256 product = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(coarse[r], 6), fine[r]));
+    const __m256 middle = _mm256_add_ps(all(t.base), _mm256_mul_ps(_mm256_mul_ps(all(t.unit), product), step));
+    const __m256 bracket =
+        _mm256_fmadd_ps(all(t.residual), residual, _mm256_fmadd_ps(all(t.extent), extent, all(t.error)));
+    _mm256_storeu_ps(upper + r * stride + half * 8, _mm256_add_ps(middle, bracket));
+  }
+}
+
+template <int R>
+void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
+               const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
+  for (int64_t block = 0; block < blocks; ++block, codes += kBlock * width, marks += 3 * kBlock, upper += kBlock) {
+    for (int64_t line = 0; line < kBlock * width; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(codes + 8192 + line), _MM_HINT_T0);
+    scan_half<R>(codes, 0, marks, width, planes, rows, terms, shift, upper, stride);
+    scan_half<R>(codes, 1, marks, width, planes, rows, terms, shift, upper, stride);
+  }
+}
+
+void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
+          const Terms* terms, float* upper, int64_t stride) {
+  int32_t shift[2 * kMaxRows] = {};  // 128 times the sum of the query's words, taken off beforehand
+  for (int64_t g = 0; g < (width + 3) / 4; ++g)
+    for (int i = 0; i < 2 * rows; ++i)
+      for (int j = 0; j < 4; ++j) shift[i] -= 128 * planes[(g * 2 * rows + i) * 4 + j];
+  for (int row = 0; row < rows; row += 4) {
+    const int8_t* p = planes + 8 * row;
+    switch (rows - row) {
+      case 1: scan_rows<1>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
+      case 2: scan_rows<2>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
+      case 3: scan_rows<3>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
+      default: scan_rows<4>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride);
+    }
+  }
+}
+
+float top(const float* upper, int64_t n) {
+  __m256 a = all(-__builtin_inff()), b = a;
+  for (int64_t i = 0; i < n; i += 16) {  // vmaxps gives its second operand where one is NaN
+    a = _mm256_max_ps(_mm256_loadu_ps(upper + i), a);
+    b = _mm256_max_ps(_mm256_loadu_ps(upper + i + 8), b);
+  }
+  return max_of(_mm256_max_ps(a, b));
+}
+
+// 8 keys: 2 exponentials of 13 instructions, 14 others.
+bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure) {
+  const __m256 infinity = all(__builtin_inff()), more = all(1.0f + 0x1p-16f), tiny = all(0x1p-126f);
+  __m256 sums = _mm256_setzero_ps(), unbounded = _mm256_setzero_ps();
+  for (int64_t i = 0; i < blocks * kBlock; i += 8) {
+    const uint16_t* m = marks + i / kBlock * 3 * kBlock + i % kBlock;
+    const __m256 end = _mm256_loadu_ps(upper + i);
+    const __m256 bounded = _mm256_cmp_ps(end, infinity, _CMP_LT_OQ);
+    const __m256 hidden = _mm256_cmp_ps(end, all(-__builtin_inff()), _CMP_EQ_OQ);
+    unbounded = _mm256_or_ps(unbounded, _mm256_cmp_ps(end, infinity, _CMP_NLT_UQ));
+    const __m256 from = _mm256_sub_ps(end, all(level));
+    const __m256 bracket = _mm256_fmadd_ps(all(t.residual), marks8(m + kBlock),
+                                           _mm256_fmadd_ps(all(t.extent), marks8(m + 2 * kBlock), all(t.error)));
+    const __m256 weight = _mm256_max_ps(_mm256_mul_ps(exp8(from), more), tiny);
+    const __m256 lower = exp8(_mm256_fmadd_ps(all(-2.0f), bracket, from));
+    sums = _mm256_add_ps(sums, _mm256_and_ps(bounded, lower));  // exp8 of -inf is 0
+    _mm256_storeu_ps(upper + i, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, weight, bounded)));
+  }
+  *sure += static_cast<double>(sum_of(sums)) * (1.0 - 0x1p-15);
+  return lanes(unbounded) != 0;
+}
+
+// Sums of the weights below four thresholds: 13 instructions for 8 keys.
+inline void sums_below(const float* weights, int64_t n, const float* theta, double* sums) {
+  __m256 s[4], t[4];
+  for (int j = 0; j < 4; ++j) s[j] = _mm256_setzero_ps(), t[j] = all(theta[j]), sums[j] = 0.0;
+  for (int64_t i = 0; i < n;) {
+    const int64_t until = least(n, i + 8 * kFlush);
+    for (; i < until; i += 8) {
+      const __m256 w = _mm256_loadu_ps(weights + i);
+      for (int j = 0; j < 4; ++j) s[j] = _mm256_add_ps(s[j], _mm256_and_ps(_mm256_cmp_ps(w, t[j], _CMP_LT_OQ), w));
+    }
+    for (int j = 0; j < 4; ++j) sums[j] += static_cast<double>(sum_of(s[j])), s[j] = _mm256_setzero_ps();
+  }
+}
+
+// Keep of `weights` those from low to high, and add the smaller ones up; returns how many were kept.
+inline int64_t between(const float* weights, int64_t n, int32_t low, int32_t high, float* kept, double* below) {
+  const __m256 lo = all(bit_cast<float>(low)), hi = all(bit_cast<float>(high)), zero = _mm256_setzero_ps();
+  __m256d sums = _mm256_setzero_pd(), more = sums;
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 8) {
+    const __m256 w = _mm256_loadu_ps(weights + i);
+    const __m256 under = _mm256_cmp_ps(w, lo, _CMP_LT_OQ);
+    const __m256 small = _mm256_and_ps(under, w);
+    sums = _mm256_add_pd(sums, _mm256_cvtps_pd(_mm256_castps256_ps128(small)));
+    more = _mm256_add_pd(more, _mm256_cvtps_pd(_mm256_extractf128_ps(small, 1)));
+    const __m256 within = _mm256_and_ps(_mm256_cmp_ps(w, hi, _CMP_LT_OQ), _mm256_cmp_ps(w, zero, _CMP_GT_OQ));
+    for (int bits = lanes(_mm256_andnot_ps(under, within)); bits; bits &= bits - 1) kept[count++] = weights[i + __builtin_ctz(static_cast<unsigned>(bits))];
+  }
+  *below = sum_of(_mm256_add_pd(sums, more));
+  return count;
+}
+
+#include "bracket.inc"
+
+int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
+             int32_t* index) {
+  int64_t count = 0, i = 0;
+  for (; i + 8 <= n; i += 8) {
+    int any = 0, equal = 0;
+    for (int row = 0; row < rows; ++row) {
+      const __m256 w = _mm256_loadu_ps(weights + row * stride + first + i);
+      any |= lanes(_mm256_cmp_ps(w, all(threshold[row].theta), _CMP_GT_OQ));
+      equal |= lanes(_mm256_cmp_ps(w, all(threshold[row].theta), _CMP_EQ_OQ));
+    }
+    for (int bits = any | equal; bits; bits &= bits - 1) {
+      const int lane = __builtin_ctz(static_cast<unsigned>(bits));
+      const int64_t at = first + i + lane;
+      bool kept = any >> lane & 1;
+      for (int row = 0; row < rows && !kept; ++row) kept = has_weight(weights[row * stride + at], at, threshold[row]);
+      if (kept) index[count++] = static_cast<int32_t>(at);
+    }
+  }
+  return count + kScalarKernels.pick(weights, stride, first + i, n - i, rows, threshold, index + count);
+}
+
+// Lane j: the sum of a[j]. 7 hadds of 3 instructions each.
+inline __m256 sum_each(const __m256* a) {
+  const __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+  const __m256 y = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+}
+
+// 16 components as two vectors: bfloat16 as the even ones and the odd ones (a shift and a mask), others as halves.
+template <Dtype T>
+inline void expand(const uint8_t* from, int64_t left, __m256* a, __m256* b) {
+  alignas(32) uint8_t whole[64];
+  if (left < kChunk) {
+    std::memset(whole, 0, sizeof(whole));
+    std::memcpy(whole, from, static_cast<size_t>(left * size_of(T)));
+    from = whole;
+  }
+  if constexpr (T == Dtype::Float32) {
+    *a = _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+    *b = _mm256_loadu_ps(reinterpret_cast<const float*>(from) + 8);
+  } else {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    if constexpr (T == Dtype::BFloat16) {
+      *a = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+      *b = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+    } else {
+      *a = _mm256_cvtph_ps(_mm256_castsi256_si128(bits));
+      *b = _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1));
+    }
+  }
+}
+
+// Where component i of a chunk lies after `expand`.
+template <Dtype T>
+inline int64_t expanded(int64_t i) {
+  if constexpr (T == Dtype::BFloat16) return i / 2 + (i & 1) * 8;
+  return i;
+}
+
+using Vector = __m256;
+inline Vector zero() { return _mm256_setzero_ps(); }
+inline Vector read(const float* from) { return _mm256_loadu_ps(from); }
+inline void write(float* to, Vector x) { _mm256_storeu_ps(to, x); }
+inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+inline Vector broadcast(float x) { return _mm256_set1_ps(x); }
+inline Vector exponential(Vector x, float shift) { return exp8(_mm256_sub_ps(x, all(shift))); }
+
+// Which of 8 logits belong to a row, as bits; `in` are those that exist.
+inline uint32_t members(const Gather& g, int row, const int32_t* at, uint32_t in) {
+  const __m256i where = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  if (!g.weights) {
+    const __m256i limit = _mm256_set1_epi32(static_cast<int32_t>(g.limit[row] - g.origin));
+    return in & static_cast<uint32_t>(lanes(_mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, where))));
+  }
+  const __m256 w = _mm256_i32gather_ps(g.weights + row * g.stride, where, 4);
+  const __m256 theta = all(g.threshold[row].theta);
+  const __m256i ties = _mm256_set1_epi32(static_cast<int32_t>(g.threshold[row].ties));
+  const __m256 equal = _mm256_and_ps(_mm256_cmp_ps(w, theta, _CMP_EQ_OQ), _mm256_castsi256_ps(_mm256_cmpgt_epi32(ties, where)));
+  return in & static_cast<uint32_t>(lanes(_mm256_or_ps(equal, _mm256_cmp_ps(w, theta, _CMP_GT_OQ))));
+}
+
+inline Vector keep(Vector x, uint32_t mine) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i on = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int32_t>(mine)), bit), bit);
+  return _mm256_and_ps(_mm256_castsi256_ps(on), x);
+}
+
+inline float largest(Vector x, uint32_t mine) {
+  const __m256 low = all(-__builtin_inff());
+  const __m256 on = keep(_mm256_castsi256_ps(_mm256_set1_epi32(-1)), mine);
+  return max_of(_mm256_blendv_ps(low, x, on));
+}
+
+#include "gathering.inc"
+
 }  // namespace
 
-// What has no kernel of this level yet is the scalar one.
-const Kernels kAvx2Kernels = [] {
-  Kernels table = kScalarKernels;
-  table.dot_int8 = dot_int8;
-  return table;
-}();
+const Kernels kAvx2Kernels{dot_int8, code_key, scan, top, weigh, cut, pick, gather, logit_roundings};
 
 }  // namespace tailbound

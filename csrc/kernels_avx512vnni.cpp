@@ -10,8 +10,9 @@
 namespace tailbound {
 namespace {
 
-constexpr int64_t kChunk = 32;    // components expanded at once
-constexpr int64_t kFlush = 256;   // keys whose sums stay in float32
+constexpr int64_t kChunk = 32;   // components expanded at once
+constexpr int64_t kBatch = 16;   // keys gathered at once
+constexpr int64_t kFlush = 256;  // keys whose sums stay in float32
 constexpr int64_t kMaxChunks = 128;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -191,26 +192,6 @@ inline void sums_below(const float* weights, int64_t n, const float* theta, doub
   }
 }
 
-// Narrow a bracket of thresholds, low with a sum within budget and high with one beyond, by their bits.
-inline void narrow(const float* weights, int64_t n, double below, double budget, int rounds, int32_t* low, int32_t* high) {
-  for (int round = 0; round < rounds && *high - *low > 4; ++round) {
-    const int32_t fifth = (*high - *low) / 5;
-    float theta[4];
-    double sums[4];
-    for (int j = 0; j < 4; ++j) theta[j] = bit_cast<float>(*low + (j + 1) * fifth);
-    sums_below(weights, n, theta, sums);
-    int32_t base = *low;
-    for (int j = 0; j < 4; ++j) {
-      if (below + sums[j] <= budget) {
-        *low = base + (j + 1) * fifth;
-      } else {
-        *high = base + (j + 1) * fifth;
-        break;
-      }
-    }
-  }
-}
-
 // Keep of `weights` those from low to high, and add the smaller ones up; returns how many were kept. In place is allowed.
 inline int64_t between(const float* weights, int64_t n, int32_t low, int32_t high, float* kept, double* below) {
   const __m512 lo = _mm512_set1_ps(bit_cast<float>(low)), hi = _mm512_set1_ps(bit_cast<float>(high));
@@ -232,49 +213,7 @@ inline int64_t between(const float* weights, int64_t n, int32_t low, int32_t hig
   return count;
 }
 
-inline double total(const float* weights, int64_t n) {
-  __m512d sums = _mm512_setzero_pd();
-  for (int64_t i = 0; i < n; i += 8) {
-    const __mmask8 in = static_cast<__mmask8>(n - i >= 8 ? 0xff : (1u << (n - i)) - 1u);
-    sums = _mm512_add_pd(sums, _mm512_cvtps_pd(_mm256_maskz_loadu_ps(in, weights + i)));
-  }
-  return _mm512_reduce_add_pd(sums);
-}
-
-// A bracket from a sample of one vector in sixteen, then one exact pass that collects what lies within, then the rest of
-// the search on those alone. Sums in float32 decide nothing but the bracket: `settle` adds up in float64.
-Threshold cut(const float* weights, int64_t n, double budget, float* scratch, double* rest) {
-  int32_t low = 0, high = bit_cast<int32_t>(__builtin_inff());
-  if (n >= 2048) {
-    int64_t sampled = 0;
-    for (int64_t i = 0; i < n; i += 256, sampled += 16) _mm512_storeu_ps(scratch + sampled, _mm512_loadu_ps(weights + i));
-    const double share = static_cast<double>(sampled) / static_cast<double>(n);
-    int32_t a = bit_cast<int32_t>(0x1p-126f), b = bit_cast<int32_t>(2.0f), c = a, d = b;
-    narrow(scratch, sampled, 0.0, 0.6 * budget * share, 5, &a, &b);
-    narrow(scratch, sampled, 0.0, 1.6 * budget * share, 5, &c, &d);
-    low = a;
-    high = d;
-  }
-  const int32_t infinite = bit_cast<int32_t>(__builtin_inff());
-  double below = 0.0;
-  int64_t middle = between(weights, n, low, high, scratch, &below);
-  if (below > budget || (high < infinite && below + total(scratch, middle) <= budget)) {  // the sample misled
-    low = 0;
-    high = infinite;
-    middle = between(weights, n, low, high, scratch, &below);
-  }
-  if (middle > 64) {
-    low = low > bit_cast<int32_t>(0x1p-126f) ? low : bit_cast<int32_t>(0x1p-126f);
-    float* narrowed = scratch + (middle + 15) / 16 * 16 + 16;
-    _mm512_storeu_ps(scratch + middle, _mm512_setzero_ps());
-    narrow(scratch, middle, below, budget, 8, &low, &high);
-    double more = 0.0;
-    const int64_t few = between(scratch, middle, low, high, narrowed, &more);
-    if (below + more <= budget && below + more + total(narrowed, few) > budget)
-      return settle(weights, n, narrowed, few, below + more, budget, rest);
-  }
-  return settle(weights, n, scratch, middle, below, budget, rest);
-}
+#include "bracket.inc"
 
 int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
              int32_t* index) {
@@ -348,196 +287,35 @@ inline int64_t expanded(int64_t i) {
   return i;
 }
 
-// Dot products of R queries (expanded) with 16 keys. A key: a load and 2 to expand, 2 R fmas for 32 components.
-template <Dtype T, int R>
-inline void dots(const uint8_t* const* keys, int64_t width, const float* query, int64_t query_stride, __m512* logits) {
-  __m512 sums[R][16];
-  for (int j = 0; j < 16; ++j) {
-    __m512 s[R][2];
-    for (int r = 0; r < R; ++r) s[r][0] = s[r][1] = _mm512_setzero_ps();
-    const uint8_t* key = keys[j];
-    for (int64_t d = 0; d < width; d += kChunk) {
-      __m512 a, b;
-      expand<T>(key + d * size_of(T), width - d, &a, &b);
-      for (int r = 0; r < R; ++r) {
-        s[r][0] = _mm512_fmadd_ps(a, _mm512_loadu_ps(query + r * query_stride + d), s[r][0]);
-        s[r][1] = _mm512_fmadd_ps(b, _mm512_loadu_ps(query + r * query_stride + d + 16), s[r][1]);
-      }
-    }
-    for (int r = 0; r < R; ++r) sums[r][j] = _mm512_add_ps(s[r][0], s[r][1]);
+using Vector = __m512;
+inline Vector zero() { return _mm512_setzero_ps(); }
+inline Vector read(const float* from) { return _mm512_loadu_ps(from); }
+inline void write(float* to, Vector x) { _mm512_storeu_ps(to, x); }
+inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+inline Vector broadcast(float x) { return _mm512_set1_ps(x); }
+inline float sum_of(Vector x) { return _mm512_reduce_add_ps(x); }
+inline Vector exponential(Vector x, float shift) { return exp16(_mm512_sub_ps(x, _mm512_set1_ps(shift))); }
+
+// Which of 16 logits belong to a row, as bits; `in` are those that exist.
+inline uint32_t members(const Gather& g, int row, const int32_t* at, uint32_t in) {
+  const __m512i where = _mm512_loadu_si512(at);
+  const __mmask16 there = static_cast<__mmask16>(in);
+  if (!g.weights) {
+    const __m512i limit = _mm512_set1_epi32(static_cast<int32_t>(g.limit[row] - g.origin));
+    return _mm512_mask_cmp_epi32_mask(there, where, limit, _MM_CMPINT_LT);
   }
-  for (int r = 0; r < R; ++r) logits[r] = sum_each(sums[r]);
+  const __m512 w = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, where, g.weights + row * g.stride, 4);
+  const __m512 theta = _mm512_set1_ps(g.threshold[row].theta);
+  const __m512i ties = _mm512_set1_epi32(static_cast<int32_t>(g.threshold[row].ties));
+  const __mmask16 equal = _mm512_mask_cmp_epi32_mask(_mm512_mask_cmp_ps_mask(there, w, theta, _CMP_EQ_OQ), where, ties, _MM_CMPINT_LT);
+  return static_cast<uint32_t>(equal) | _mm512_mask_cmp_ps_mask(there, w, theta, _CMP_GT_OQ);
 }
 
-// Add 16 values times their weights to R sums (expanded). A value: a load and 2 to expand, 2 R fmas for 32 components.
-template <Dtype T, int R>
-inline void weigh_values(const uint8_t* const* values, int64_t width, const float* weights, float* sums, int64_t stride) {
-  for (int64_t d = 0; d < width; d += kChunk) {
-    __m512 s[R][2];
-    for (int r = 0; r < R; ++r) {
-      s[r][0] = _mm512_loadu_ps(sums + r * stride + d);
-      s[r][1] = _mm512_loadu_ps(sums + r * stride + d + 16);
-    }
-    for (int j = 0; j < 16; ++j) {
-      __m512 a, b;
-      expand<T>(values[j] + d * size_of(T), width - d, &a, &b);
-      for (int r = 0; r < R; ++r) {
-        const __m512 w = _mm512_set1_ps(weights[16 * r + j]);
-        s[r][0] = _mm512_fmadd_ps(w, a, s[r][0]);
-        s[r][1] = _mm512_fmadd_ps(w, b, s[r][1]);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      _mm512_storeu_ps(sums + r * stride + d, s[r][0]);
-      _mm512_storeu_ps(sums + r * stride + d + 16, s[r][1]);
-    }
-  }
-}
+inline Vector keep(Vector x, uint32_t mine) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(mine), x); }
+inline float largest(Vector x, uint32_t mine) { return _mm512_mask_reduce_max_ps(static_cast<__mmask16>(mine), x); }
 
-// What `gather` keeps between batches: float32 sums of at most kFlush keys.
-template <Dtype T>
-class Gathering {
- public:
-  explicit Gathering(const Gather& gather)
-      : g(gather), s(*gather.store), query_stride((s.width + kChunk - 1) / kChunk * kChunk),
-        value_stride((s.value_width + kChunk - 1) / kChunk * kChunk) {
-    for (int r = 0; r < g.rows; ++r)
-      for (int64_t d = 0; d < query_stride; ++d)
-        query[r * query_stride + d / kChunk * kChunk + expanded<T>(d % kChunk)] =
-            d < s.width ? g.query[r * g.query_stride + d] : 0.0f;
-    for (int64_t i = 0; i < g.rows * value_stride; ++i) sums[i] = 0.0f;
-    for (int r = 0; r < g.rows; ++r) mass[r] = _mm512_setzero_ps();
-  }
-
-  static bool fits(const Gather& g) {
-    const int64_t most = kMaxChunks * kChunk;
-    return g.rows * ((g.store->width + kChunk - 1) / kChunk * kChunk) <= most &&
-           g.rows * ((g.store->value_width + kChunk - 1) / kChunk * kChunk) <= most;
-  }
-
-  void run() {
-    int64_t since = 0;
-    ahead(0);
-    for (int64_t k = 0; k < g.count; k += 16) {
-      ahead(k + 16);
-      batch(k);
-      since += 16;
-      if (since >= kFlush) flush(), since = 0;
-    }
-    flush();
-  }
-
- private:
-  int64_t position(int64_t k) const { return g.index ? g.index[k] + g.origin : g.first + k; }
-
-  void ahead(int64_t k) const {
-    if (!g.index) return;
-    const int64_t until = least(g.count, k + 16);
-    for (; k < until; ++k) {
-      const uint8_t* key = s.key_row(g.pair, position(k));
-      const uint8_t* value = s.value_row(g.pair, position(k));
-      for (int64_t line = 0; line < s.key_bytes(); line += 64) _mm_prefetch(reinterpret_cast<const char*>(key + line), _MM_HINT_T0);
-      for (int64_t line = 0; line < s.value_bytes(); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(value + line), _MM_HINT_T0);
-    }
-  }
-
-  void batch(int64_t k) {
-    const int64_t here = least(16, g.count - k);
-    const __mmask16 in = static_cast<__mmask16>((1u << here) - 1u);
-    const uint8_t* keys[16];
-    const uint8_t* values[16];
-    alignas(64) int32_t at[16];
-    for (int64_t j = 0; j < 16; ++j) {
-      const int64_t p = position(k + least(j, here - 1));
-      keys[j] = s.key_row(g.pair, p);
-      values[j] = s.value_row(g.pair, p);
-      at[j] = static_cast<int32_t>(p - g.origin);
-    }
-    const __m512i where = _mm512_load_si512(at);
-    alignas(64) float weights[4 * 16];
-    for (int row = 0; row < g.rows; row += 4) {
-      __m512 logits[4];
-      const int count = g.rows - row < 4 ? g.rows - row : 4;
-      const float* q = query + row * query_stride;
-      switch (count) {
-        case 1: dots<T, 1>(keys, s.width, q, query_stride, logits); break;
-        case 2: dots<T, 2>(keys, s.width, q, query_stride, logits); break;
-        case 3: dots<T, 3>(keys, s.width, q, query_stride, logits); break;
-        default: dots<T, 4>(keys, s.width, q, query_stride, logits);
-      }
-      for (int i = 0; i < count; ++i) _mm512_store_ps(weights + 16 * i, weight(row + i, logits[i], where, in));
-      float* to = sums + row * value_stride;
-      switch (count) {
-        case 1: weigh_values<T, 1>(values, s.value_width, weights, to, value_stride); break;
-        case 2: weigh_values<T, 2>(values, s.value_width, weights, to, value_stride); break;
-        case 3: weigh_values<T, 3>(values, s.value_width, weights, to, value_stride); break;
-        default: weigh_values<T, 4>(values, s.value_width, weights, to, value_stride);
-      }
-    }
-  }
-
-  __m512 weight(int row, __m512 logit, __m512i where, __mmask16 in) {
-    __mmask16 mine;
-    if (g.weights) {
-      const __m512 w = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), in, where, g.weights + row * g.stride, 4);
-      const __m512 theta = _mm512_set1_ps(g.threshold[row].theta);
-      const __m512i ties = _mm512_set1_epi32(static_cast<int32_t>(g.threshold[row].ties));
-      mine = _mm512_mask_cmp_epi32_mask(_mm512_mask_cmp_ps_mask(in, w, theta, _CMP_EQ_OQ), where, ties, _MM_CMPINT_LT);
-      mine = static_cast<__mmask16>(mine | _mm512_mask_cmp_ps_mask(in, w, theta, _CMP_GT_OQ));
-    } else {
-      const __m512i limit = _mm512_set1_epi32(static_cast<int32_t>(g.limit[row] - g.origin));
-      mine = _mm512_mask_cmp_epi32_mask(in, where, limit, _MM_CMPINT_LT);
-    }
-    const float largest = _mm512_mask_reduce_max_ps(mine, logit);
-    if (mine && largest > g.shift[row]) raise(row, largest);
-    const __m512 w = _mm512_maskz_mov_ps(mine, exp16(_mm512_sub_ps(logit, _mm512_set1_ps(g.shift[row]))));
-    mass[row] = _mm512_add_ps(mass[row], w);
-    g.kept[row] += __builtin_popcount(mine);
-    return w;
-  }
-
-  // A larger logit than any before: with 4 nats to spare, since every move costs a rounding.
-  void raise(int row, float largest) {
-    flush();
-    const float shift = largest + 4.0f;
-    const double factor = exp_double(static_cast<double>(g.shift[row]) - static_cast<double>(shift));
-    g.shift[row] = shift;
-    g.mass[row] *= factor;
-    for (int64_t d = 0; d < s.value_width; ++d) g.sums[row * s.value_width + d] *= factor;
-  }
-
-  void flush() {
-    for (int row = 0; row < g.rows; ++row) {
-      g.mass[row] += static_cast<double>(_mm512_reduce_add_ps(mass[row]));
-      mass[row] = _mm512_setzero_ps();
-      float* from = sums + row * value_stride;
-      double* to = g.sums + row * s.value_width;
-      for (int64_t d = 0; d < s.value_width; ++d) to[d] += static_cast<double>(from[d / kChunk * kChunk + expanded<T>(d % kChunk)]);
-      for (int64_t d = 0; d < value_stride; d += 16) _mm512_storeu_ps(from + d, _mm512_setzero_ps());
-    }
-  }
-
-  const Gather& g;
-  const Store& s;
-  const int64_t query_stride, value_stride;
-  __m512 mass[kMaxRows];
-  alignas(64) float query[kMaxChunks * kChunk];
-  alignas(64) float sums[kMaxChunks * kChunk];
-};
-
-void gather(const Gather& g) {
-  if (g.count == 0) return;
-  if (!Gathering<Dtype::Float32>::fits(g)) return kScalarKernels.gather(g);
-  switch (g.store->dtype) {
-    case Dtype::Float32: return Gathering<Dtype::Float32>(g).run();
-    case Dtype::BFloat16: return Gathering<Dtype::BFloat16>(g).run();
-    default: return Gathering<Dtype::Float16>(g).run();
-  }
-}
-
-// 2 sums of D / 32 fmas, one addition, 4 levels of the tree; the query's own rounding, and one to spare.
-double logit_roundings(int64_t width) { return static_cast<double>((width + kChunk - 1) / kChunk) + 7.0; }
+#include "gathering.inc"
 
 }  // namespace
 
