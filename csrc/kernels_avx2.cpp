@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kChunk = 16;   // components expanded at once
 constexpr int64_t kBatch = 8;    // keys gathered at once
+constexpr int64_t kAhead = 4096; // bytes of codes that are asked for early
 constexpr int64_t kFlush = 256;  // keys whose sums stay in float32
 constexpr int64_t kMaxChunks = 256;
 
@@ -97,8 +98,9 @@ inline void scan_half(const int8_t* codes, int half, const uint16_t* marks, int6
   const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
   const int64_t groups = width / 4, tail = width % 4;
   for (int64_t g = 0; g < groups; ++g, planes += 8 * rows) {
-    const __m256i code =
-        _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + g * 64 + half * 32)), flip);
+    const int8_t* from = codes + g * 64 + half * 32;
+    const __m256i code = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), flip);
+    if (half == 0) _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);
     for (int r = 0; r < R; ++r) {
       coarse[r] = add_products(coarse[r], code, four(planes + 8 * r));
       fine[r] = add_products(fine[r], code, four(planes + 8 * r + 4));
@@ -131,8 +133,6 @@ template <int R>
 void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
                const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
   for (int64_t block = 0; block < blocks; ++block, codes += kBlock * width, marks += 3 * kBlock, upper += kBlock) {
-    for (int64_t line = 0; line < kBlock * width; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(codes + 8192 + line), _MM_HINT_T0);
     scan_half<R>(codes, 0, marks, width, planes, rows, terms, shift, upper, stride);
     scan_half<R>(codes, 1, marks, width, planes, rows, terms, shift, upper, stride);
   }
