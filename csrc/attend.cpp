@@ -53,6 +53,12 @@ struct Workspace {
   }
 };
 
+// Which keys (pair, position) were seen and read by several tiles: each counts once.
+struct Once {
+  int64_t tiles;
+  std::vector<uint8_t> seen, read;
+};
+
 class Sweep {
  public:
   Sweep(const Kernels& kernels, const Store& store, const Request& request, Workspace& space, int64_t first, int rows,
@@ -78,9 +84,11 @@ class Sweep {
     dense_.assign(static_cast<size_t>(s_.pairs()), !scans_);
   }
 
-  int64_t run(int64_t* counts) {
+  int64_t run(int64_t* counts, Once& once) {
     run_team(threads_, [&](const Team& team) { work(team); });
-    return finish(counts);
+    const int64_t bad = finish(counts);
+    if (once.tiles > 1) note(once);
+    return bad;
   }
 
  private:
@@ -363,6 +371,7 @@ class Sweep {
     double logit = 0.0;
     for (int64_t d = 0; d < s_.width; ++d) logit += q[d] * static_cast<double>(load(s_.dtype, key, d));
     logit *= r_.scale;
+    if (!finite(logit)) mass = std::numeric_limits<double>::quiet_NaN();  // the row is not finite, whatever its weight
     if (r_.softcap != 0.0) logit = r_.softcap * std::tanh(logit / r_.softcap);
     if (logit > shift) {
       const double factor = std::exp(shift - logit);
@@ -370,7 +379,7 @@ class Sweep {
       mass *= factor;
       for (int64_t d = 0; d < s_.value_width; ++d) sums[d] *= factor;
     }
-    const double weight = std::exp(logit - shift);  // NaN for a NaN: the row is then not finite
+    const double weight = std::exp(logit - shift);
     mass += weight;
     for (int64_t d = 0; d < s_.value_width; ++d) sums[d] += weight * static_cast<double>(load(s_.dtype, value, d));
   }
@@ -406,6 +415,20 @@ class Sweep {
       }
     }
     return bad;
+  }
+
+  void note(Once& once) {
+    const int64_t n = r_.stop - r_.start;
+    for (int64_t p = 0; p < s_.pairs(); ++p) {
+      uint8_t *saw = once.seen.data() + p * n, *got = once.read.data() + p * n;
+      for (int row = 0; row < rows_; ++row) {
+        const int64_t limit = r_.mask ? n : tiles_[p]->row[row].visible;
+        for (int64_t i = 0; i < limit; ++i) saw[i] |= !r_.mask || weights(p, row)[r_.start + i - origin_] > 0.0f;
+      }
+      const bool every = read_[p] == n;
+      if (every) std::fill_n(got, n, uint8_t{1});
+      for (int64_t i = 0; i < (every ? 0 : read_[p]); ++i) got[index_[p * stride_ + i] + origin_ - r_.start] = 1;
+    }
   }
 
   int64_t seen(int64_t pair) {
@@ -525,9 +548,18 @@ int64_t attend(const Kernels& kernels, Level level, const Store& store, const Re
   const int64_t rows = request.heads / std::max<int64_t>(store.kv_heads, 1) * request.queries;
   thread_local Workspace space;
   int64_t bad = 0;
+  Once once{(rows + kMaxRows - 1) / kMaxRows, {}, {}};
+  if (once.tiles > 1) {
+    once.seen.assign(static_cast<size_t>(store.pairs() * (request.stop - request.start)), 0);
+    once.read = once.seen;
+  }
   for (int64_t first = 0; first < rows; first += kMaxRows) {
     const int count = static_cast<int>(std::min<int64_t>(kMaxRows, rows - first));
-    bad += Sweep(kernels, store, request, space, first, count, threads).run(request.counts);
+    bad += Sweep(kernels, store, request, space, first, count, threads).run(request.counts, once);
+  }
+  if (once.tiles > 1) {
+    request.counts[2] = std::count(once.seen.begin(), once.seen.end(), 1);
+    request.counts[3] = std::count(once.read.begin(), once.read.end(), 1);
   }
   return bad;
 }

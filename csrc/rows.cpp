@@ -11,6 +11,7 @@ namespace {
 
 constexpr double kWordMax = 63.0 * 64.0 + 31.0;
 constexpr double kRound32 = 0x1p-20;  // 16 units of float32: 6 roundings up to the middle, the ends, and some to spare
+constexpr double kWide32 = 0x1p100;    // sums and products below it stay inside float32
 constexpr double kFloor32 = 0x1p-90;  // underflow in float32: below 2^-126 times a product of integers below 2^31
 
 }  // namespace
@@ -106,8 +107,14 @@ void Tile::terms(int64_t page, Terms* out) const {
     out[i].base = static_cast<float>(base);
     out[i].unit = static_cast<float>(unit);
     out[i].residual = float_up(up(r.norm * size) * more);
-    out[i].extent = float_up(up(up(r.coding + up(spoken * kRound32)) * size) * more);
+    // A unit below float32's normal range may be read as zero: |w| |z| h of it is lost.
+    const double lost = 0x1p-126 * kWordMax * std::sqrt(static_cast<double>(width)) * kMore;
+    out[i].extent = float_up(up(up(up(r.coding + up(spoken * kRound32)) * size) + lost) * more);
     out[i].error = float_up(up(up(up(std::fabs(base) * kRound32) + up(base_error)) + up(flushed + kFloor32)) * more);
+    // No finite end where float32 could overflow: an end of -inf would be taken for a hidden key. |h z| is below
+    // 1.5 |k - c|, |z| below 2^13.
+    const double product = spoken * size * std::max(0x1p13, 1.5 * (key + center_norm));
+    if (!(std::fabs(base) < kWide32 && product < kWide32)) out[i].error = std::numeric_limits<float>::infinity();
   }
 }
 

@@ -91,10 +91,10 @@ def check_stored(key: Tensor, value: Tensor, store: Store | None = None) -> None
     if store is None:
         return
     for name, tensor, held in (("key", key, store.key), ("value", value, store.value)):
-        if tensor.dtype is not held.dtype or tensor.device != held.device:
-            raise TypeError(
-                f"{name} is {tensor.dtype} on {tensor.device}; the index holds {held.dtype} on {held.device}"
-            )
+        if tensor.dtype is not held.dtype:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; the index holds {held.dtype}")
+        if tensor.device != held.device:
+            raise ValueError(f"{name} is on {tensor.device}; the index is on {held.device}")
         if tensor.shape[:2] != held.shape[:2] or tensor.shape[3] != held.shape[3]:
             allowed = (held.shape[0], held.shape[1], "any length", held.shape[3])
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the index holds {allowed}")

@@ -118,7 +118,10 @@ class KVIndex:
             raise TypeError(f"batch_indices is {kind}; pass an int32 or int64 torch.Tensor")
         batch = self._store.key.shape[0]
         if batch_indices.ndim != 1 or bool(((batch_indices < 0) | (batch_indices >= batch)).any()):
-            raise ValueError(f"batch_indices must be one-dimensional, with entries from 0 to {batch - 1}")
+            raise ValueError(
+                f"batch_indices has shape {tuple(batch_indices.shape)} and entries {batch_indices.flatten().tolist()}; "
+                f"it must be one-dimensional, with entries from 0 to {batch - 1}"
+            )
         self._store.select(batch_indices)
         self._handle = None
 
@@ -177,11 +180,13 @@ class KVIndex:
         return self._handle
 
     def _write(self, key: Tensor, value: Tensor) -> None:
-        if key.shape[2] == 0 or 0 in self._store.key.shape[:2]:
-            self._store.place(self._store.start, self._store.stop + key.shape[2])
+        if key.shape[2] == 0:
             return
         if self._store.reserve(key.shape[2]):
             self._handle = None
+        if 0 in self._store.key.shape[:2]:
+            self._store.place(self._store.start, self._store.stop + key.shape[2])
+            return
         handle = self._native()
         if handle is None:
             coding.write(self._store, key, value)

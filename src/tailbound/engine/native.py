@@ -156,7 +156,7 @@ class Handle:
         kept, status = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.uint8)
         counts = torch.empty(5, dtype=torch.int64)
         kept_set = torch.empty(*rows, store.length, dtype=torch.bool) if return_kept else None
-        sink = None if sink is None else sink.contiguous()
+        sink = None if sink is None else sink.resolve_neg().contiguous()
         spoiled = _module().attend(
             self._store,
             query.data_ptr(),
@@ -189,6 +189,8 @@ class Handle:
 def _rows_contiguous(tensor: Tensor) -> Tensor:
     """A tensor whose vectors lie in one piece; heads and positions may have any stride, 0 included."""
     tensor = tensor.detach()
+    if tensor.is_neg():  # a view that negates when it is read, as of a conjugate's imaginary part
+        tensor = tensor.resolve_neg()
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
 
 
