@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test check fuzz sanitize bench docs wheel clean
+.PHONY: setup demo test check fuzz controls sanitize bench docs wheel clean
 
 setup: $(READY)
 
@@ -33,6 +33,11 @@ check: setup
 # The laws again, with thousands of random examples instead of a fixed few.
 fuzz: setup
 	TAILBOUND_PROFILE=fuzz $(BIN)/python -m pytest -n $(WORKERS) tests/engine tests/theory tests/bounds
+
+# Kernels without one constant at a time: stored inputs must break a law.
+controls: setup
+	$(BIN)/pip install -q -c constraints/dev.txt nanobind cmake
+	$(BIN)/python tests/native/controls.py
 
 # The native tests again, at every level, on a build that stops at the first bad address or undefined operation.
 sanitize: setup
