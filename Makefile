@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test check fuzz bench docs wheel clean
+.PHONY: setup demo test check fuzz controls sanitize bench docs wheel clean
 
 setup: $(READY)
 
@@ -34,6 +34,15 @@ check: setup
 fuzz: setup
 	TAILBOUND_PROFILE=fuzz $(BIN)/python -m pytest -n $(WORKERS) tests/engine tests/theory tests/bounds
 
+# Kernels without one constant at a time: stored inputs must break a law.
+controls: setup
+	$(BIN)/pip install -q -c constraints/dev.txt nanobind cmake
+	$(BIN)/python tests/native/controls.py
+
+# The native tests again, at every level, on a build that stops at the first bad address or undefined operation.
+sanitize: setup
+	scripts/sanitize.sh $(BIN)/python $(WORKERS)
+
 bench: setup
 	$(BIN)/tailbound bench decode
 
@@ -45,4 +54,4 @@ wheel: setup
 	$(BIN)/pip wheel -q --no-deps -w dist .
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-sanitize build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

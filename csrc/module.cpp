@@ -18,6 +18,12 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
+#ifdef TAILBOUND_SANITIZE
+namespace tailbound {
+int32_t control(const std::string& error, int64_t n);
+}
+#endif
+
 namespace {
 
 std::vector<std::string> names(const std::vector<tailbound::Level>& levels) {
@@ -113,5 +119,8 @@ NB_MODULE(_native, m) {
   m.def("store", &make_store, "dtype"_a, "shape"_a, "buffers"_a);
   m.def("append", &append);
   m.def("attend", &attend);
+#ifdef TAILBOUND_SANITIZE
+  m.def("control", &tailbound::control);
+#endif
   m.def("dot_int8", &dot_int8, "a"_a.noconvert(), "b"_a.noconvert());
 }

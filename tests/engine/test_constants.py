@@ -8,6 +8,7 @@ constants are in test_soundness.py, the sketch without a residual in bounds/test
 
 import contextlib
 from fractions import Fraction
+from typing import Any
 
 import mpmath
 import pytest
@@ -251,7 +252,7 @@ def test_control_the_unit_roundoff_of_the_output(dtype):
 )
 def test_control_the_smallest_step_of_the_output(dtype, scale):
     """`INPUT_FLUSH` stands beside it and is of the same size for float32 and bfloat16: there both are dropped."""
-    drops = [(rounding, "smallest_step", lambda dtype: 0.0)]
+    drops: list[tuple[Any, str, Any]] = [(rounding, "smallest_step", lambda dtype: 0.0)]
     if dtype is not torch.float16:
         law = cast_law(dtype, scale)
         assert not broken(law, *drops)

@@ -41,7 +41,8 @@ def attend(
     impl = None if native is None else "native" if native else "torch"
     question = Question(query, epsilon, scale, attn_mask, is_causal, softcap, sink, impl)
     found = ask(question, store, None, False)
-    return found.output, *found.certificate, found.stats.counts
+    tv, error, kept, status = found.certificate
+    return found.output, tv, error, kept, status, found.stats.counts
 
 
 @attend.register_fake
