@@ -132,7 +132,11 @@ def build(tree, out):
     folder = subprocess.run(
         [sys.executable, "-m", "nanobind", "--cmake_dir"], capture_output=True, text=True, check=True
     )
-    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={folder.stdout.strip()}"]
+    options = [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dnanobind_DIR={folder.stdout.strip()}",
+        "-DCMAKE_CXX_FLAGS=-w",
+    ]
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if cmake is None:
         sys.exit("cmake is missing: install it")
