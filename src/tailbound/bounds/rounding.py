@@ -82,7 +82,12 @@ def exp_up(x: Tensor) -> Tensor:
 
 def exp_down(x: Tensor) -> Tensor:
     """At most `exp(x)`, at least 0."""
-    return mul_down(torch.exp(x), 1.0 - 2.0 * EXP_RELATIVE).clamp_min(0.0)
+    return not_negative(mul_down(torch.exp(x), 1.0 - 2.0 * EXP_RELATIVE))
+
+
+def not_negative(x: Tensor) -> Tensor:
+    """`max(x, 0)`, never -0.0: a flushed denormal below 0 becomes that, and a quotient by it would be -infinite."""
+    return x.clamp_min(0.0) + 0.0
 
 
 def sum_up(x: Tensor, dim: int) -> Tensor:
@@ -92,13 +97,13 @@ def sum_up(x: Tensor, dim: int) -> Tensor:
 
 
 def share_up(part_up: Tensor, rest_down: Tensor) -> Tensor:
-    """At least `part / (part + rest)`, at most 1, from a part rounded up and a rest rounded down; 0 if the part is 0.
+    """At least `part / (part + rest)` and `TINY`, at most 1, from a part rounded up, a rest down; 0 if the part is 0.
 
     This is how masses become a total variation: `part` is what was left out, `rest` what was kept.
     """
     ratio = div_down(rest_down, part_up)
     share = div_up(torch.ones_like(ratio), add_down(ratio, 1.0))
-    return torch.where(part_up > 0, share.clamp_max(1.0).nan_to_num(nan=1.0), 0.0)
+    return torch.where(part_up > 0, share.clamp(TINY, 1.0).nan_to_num(nan=1.0), 0.0)
 
 
 def norm_up(x: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def smallest_head(
 
     slack = rounding.gamma(8 * logits.shape[-1] + 1024)
     worth = head * torch.exp(-(eta + WEIGHT_ROUNDING)) * (epsilon * (1.0 - slack))
-    enough = tail * ((1.0 - epsilon) * (1.0 + slack)) <= worth
+    # A product that is flushed must not look like nothing left out.
+    enough = (tail * ((1.0 - epsilon) * (1.0 + slack)) <= worth) & ((worth > 0.0) | (tail == 0.0))
     count = torch.where(enough.any(-1), enough.to(torch.int8).argmax(-1), logits.shape[-1])
     kept = torch.arange(logits.shape[-1], device=logits.device) < count[..., None]
     return torch.zeros_like(visible).scatter(-1, order, kept) & visible
@@ -104,7 +105,7 @@ def certified_head(
     slack = rounding.gamma(8 * upper.shape[-1] + 1024)
     worth = head * torch.exp(-(2.0 * eta[..., None] + 4.0 * WEIGHT_ROUNDING)) * (epsilon * (1.0 - slack))
     place = torch.arange(upper.shape[-1], device=upper.device)
-    enough = (rest * ((1.0 - epsilon) * (1.0 + slack)) <= worth) & (place >= forced)
+    enough = (rest * ((1.0 - epsilon) * (1.0 + slack)) <= worth) & ((worth > 0.0) | (rest == 0.0)) & (place >= forced)
     count = torch.where(enough.any(-1), enough.to(torch.int8).argmax(-1), upper.shape[-1])
     chosen = torch.zeros_like(visible).scatter(-1, order, place < count[..., None]) & visible
     return chosen, level.squeeze(-1), rounding.sum_up(torch.where(chosen, 0.0, beyond), -1)

@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 def mass_down(state: Partial) -> Tensor:
     """At most the true head mass (and sink) of a state, relative to its shift."""
     sure = rounding.mul_down(state.mass, rounding.exp_down(-state.eta))
-    return rounding.mul_down(sure, 1.0 - 2.0 * rounding.gamma(4) - state.gamma).clamp_min(0.0)
+    return rounding.not_negative(rounding.mul_down(sure, 1.0 - 2.0 * rounding.gamma(4) - state.gamma))
 
 
 def finish(state: Partial, ball: ValueBall, dtype: torch.dtype, has_sink: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -99,6 +99,6 @@ class SearchState:
         tails = torch.cat([beyond.flip(0).cumsum(0).flip(0), none])[least : most + 1]
         heads = torch.cat([none, sure.cumsum(0)])[least : most + 1]
         tails = torch.where(tails > 0, rounding.mul_up(tails, 1.0 + gamma), 0.0)
-        heads = rounding.mul_down(heads, 1.0 - gamma).clamp_min(0.0)
+        heads = rounding.not_negative(rounding.mul_down(heads, 1.0 - gamma))
         left_out = torch.where((tails > 0) | (unread > 0), rounding.add_up(tails, unread), 0.0)
         return rounding.share_up(left_out, heads)
