@@ -21,6 +21,7 @@ struct Segment {
   int64_t pair, first, last;  // positions, first at a page or at the start
   float top[kMaxRows];
   double sure[kMaxRows];
+  float least[kMaxRows];
   bool infinite;
   int64_t picked;
 };
@@ -80,13 +81,14 @@ class Sweep {
     }
     level_.resize(static_cast<size_t>(s_.pairs() * rows_));
     rest_.assign(level_.size(), 0.0);
+    ends_.assign(level_.size(), 0);
     threshold_.assign(level_.size(), Threshold{0.0f, 0});
     dense_.assign(static_cast<size_t>(s_.pairs()), !scans_);
   }
 
   int64_t run(int64_t* counts, Once& once) {
     run_team(threads_, [&](const Team& team) { work(team); });
-    const int64_t bad = finish(counts);
+    const int64_t bad = count(counts);
     if (once.tiles > 1) note(once);
     return bad;
   }
@@ -119,6 +121,9 @@ class Sweep {
     if (team.thread == 0) share_out(team.count);
     team.barrier.wait();
     for (const Piece& piece : pieces_[team.thread]) read(piece, shares_[team.thread * s_.pairs() + piece.pair]);
+    team.barrier.wait();
+    for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
+      ends_[i] = finish_row(i / rows_, static_cast<int>(i % rows_));
   }
 
   template <class F>
@@ -139,6 +144,7 @@ class Sweep {
         part.first = std::max(r_.start, (first_page + at % pages) * page);
         part.last = std::min(r_.stop, (first_page + at % pages + until - at) * page);
         std::fill_n(part.top, kMaxRows, -kInfinity);
+        std::fill_n(part.least, kMaxRows, kInfinity);
         segments_[t].push_back(part);
         at = until;
       }
@@ -222,7 +228,7 @@ class Sweep {
       const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
       for (int row = 0; row < rows_; ++row) {
         const bool infinite = k_.weigh(weights(part.pair, row) + block * kBlock - origin_, s_.block_marks(part.pair, block),
-                                       blocks, terms[row], level[row], &part.sure[row]);
+                                       blocks, terms[row], level[row], &part.sure[row], &part.least[row]);
         part.infinite = part.infinite || infinite;
       }
     });
@@ -243,12 +249,20 @@ class Sweep {
     const float level = level_of(pair, row);
     level_[i] = level;
     double sure = 0.0;
+    float least = kInfinity;
     for (const auto& parts : segments_)
       for (const Segment& part : parts)
-        if (part.pair == pair) sure += part.sure[row];
+        if (part.pair == pair) {
+          sure += part.sure[row];
+          least = std::min(least, part.least[row]);
+        }
     if (r_.sink) sure += std::exp(std::min(r.sink - static_cast<double>(level), 700.0)) * (1.0 - 0x1p-30);
     const double slack = 2.0 * r.eta + 4.0 * kSumError + 0x1p-20;
-    const double budget = r_.epsilon * sure * std::max(0.0, 1.0 - slack);
+    // Of the mass U left out at upper ends, at most U times `narrowest` is counted in `sure` at lower ends. So the head's
+    // is at least sure - narrowest U, and U <= epsilon / (1 - epsilon) of it is asked for.
+    const double narrowest = std::exp(-2.0 * static_cast<double>(least)) * (1.0 + 0x1p-30);
+    const double share = r_.epsilon / (1.0 - r_.epsilon + r_.epsilon * std::min(narrowest, 1.0));
+    const double budget = share * sure * std::max(0.0, 1.0 - slack);
     threshold_[i] = k_.cut(weights(pair, row), stride_, budget, scratch, &rest_[i]);
   }
 
@@ -402,10 +416,16 @@ class Sweep {
             share.sums.data() + row * s_.value_width, share.kept[row]};
   }
 
-  int64_t finish(int64_t* counts) {
+  // How a row ended: certified or dense as planned, not finite, or read densely after all.
+  enum End : uint8_t { kPlanned, kSpoilt, kReread };
+
+  int64_t count(int64_t* counts) {
     int64_t bad = 0;
     for (int64_t p = 0; p < s_.pairs(); ++p) {
-      for (int row = 0; row < rows_; ++row) bad += finish_row(p, row);
+      for (int row = 0; row < rows_; ++row) {
+        bad += ends_[p * rows_ + row] == kSpoilt;
+        if (ends_[p * rows_ + row] == kReread) read_[p] = r_.stop - r_.start;
+      }
       counts[2] += seen(p);
       counts[3] += read_[p];
       counts[4] += read_[p] * (s_.key_bytes() + s_.value_bytes());
@@ -453,7 +473,7 @@ class Sweep {
     return count;
   }
 
-  int64_t finish_row(int64_t pair, int row) {
+  End finish_row(int64_t pair, int row) {
     const Row& r = tiles_[pair]->row[row];
     const int64_t at = (r.batch * r_.heads + r.head) * r_.queries + r.query, width = s_.value_width;
     uint8_t* output = r_.output + at * s_.value_bytes();
@@ -464,7 +484,7 @@ class Sweep {
       r_.tv[at] = r_.error[at] = 0.0;
       r_.kept[at] = 0;
       r_.status[at] = kEmpty;
-      return 0;
+      return kPlanned;
     }
     std::vector<Partial> parts;
     std::vector<double> none(static_cast<size_t>(width), 0.0);
@@ -483,7 +503,9 @@ class Sweep {
     if (r.finite)
       verdict = answer(parts.data(), static_cast<int>(parts.size()), r.sink, r_.sink != nullptr,
                        accuracy(pair, row, wide), s_, pair, output);
+    End end = kPlanned;
     if (verdict.finite && verdict.tv > r_.epsilon) {  // the bracket was too wide after all
+      end = kReread;
       kept = saw;
       verdict = read_all(pair, row, output);
     }
@@ -491,7 +513,7 @@ class Sweep {
     r_.error[at] = verdict.finite ? verdict.error : std::numeric_limits<double>::infinity();
     r_.kept[at] = static_cast<int32_t>(kept);
     r_.status[at] = !verdict.finite ? kNonfinite : kept == saw ? kDense : kCertified;
-    return !verdict.finite;
+    return verdict.finite ? end : kSpoilt;
   }
 
   // One row, densely, in float64.
@@ -505,7 +527,6 @@ class Sweep {
       add_wide(pair, row, at, part.shift, part.mass, part.sums);
       ++part.kept;
     }
-    read_[pair] = r_.stop - r_.start;
     if (r_.kept_set) {
       const int64_t at = (r.batch * r_.heads + r.head) * r_.queries + r.query;
       write_kept(pair, row, r_.kept_set + at * (r_.stop - r_.start));
@@ -534,6 +555,7 @@ class Sweep {
   std::vector<Threshold> threshold_;
   std::vector<uint8_t> dense_, wide_;
   std::vector<int64_t> read_;
+  std::vector<uint8_t> ends_;
   std::vector<std::vector<Segment>> segments_;
   std::vector<std::vector<Piece>> pieces_;
   std::vector<Share> shares_;

@@ -60,9 +60,10 @@ struct Kernels {
   float (*top)(const float* upper, int64_t n);
 
   // In place, upper ends of some blocks of one page to weights: at least exp(upper - level), at least the smallest
-  // normal; 0 for -inf (hidden), +inf for NaN and +inf. Adds at most the sum of exp(lower - level) to *sure. Returns
-  // whether a weight is infinite.
-  bool (*weigh)(float* upper, const uint16_t* marks, int64_t blocks, const Terms& terms, float level, double* sure);
+  // normal; 0 for -inf (hidden), +inf for NaN and +inf. Adds at most the sum of exp(lower - level) to *sure, and lowers *least to
+  // the smallest bracket of a finite end. Returns whether a weight is infinite.
+  bool (*weigh)(float* upper, const uint16_t* marks, int64_t blocks, const Terms& terms, float level, double* sure,
+                float* least);
 
   // The threshold that leaves out as much weight as it can, at most `budget`; *rest is that weight, rounded up.
   // scratch: 2 n + 64 floats; n is a multiple of 16. Infinite weights are never left out.

@@ -165,9 +165,10 @@ float top(const float* upper, int64_t n) {
 }
 
 // 8 keys: 2 exponentials of 13 instructions, 14 others.
-bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure) {
+bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure,
+           float* least) {
   const __m256 infinity = all(__builtin_inff()), more = all(1.0f + 0x1p-16f), tiny = all(0x1p-126f);
-  __m256 sums = _mm256_setzero_ps(), unbounded = _mm256_setzero_ps();
+  __m256 sums = _mm256_setzero_ps(), unbounded = _mm256_setzero_ps(), smallest = infinity;
   for (int64_t i = 0; i < blocks * kBlock; i += 8) {
     const uint16_t* m = marks + i / kBlock * 3 * kBlock + i % kBlock;
     const __m256 end = _mm256_loadu_ps(upper + i);
@@ -177,12 +178,15 @@ bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, 
     const __m256 from = _mm256_sub_ps(end, all(level));
     const __m256 bracket = _mm256_fmadd_ps(all(t.residual), marks8(m + kBlock),
                                            _mm256_fmadd_ps(all(t.extent), marks8(m + 2 * kBlock), all(t.error)));
+    smallest = _mm256_min_ps(_mm256_blendv_ps(infinity, bracket, _mm256_andnot_ps(hidden, bounded)), smallest);
     const __m256 weight = _mm256_max_ps(_mm256_mul_ps(exp8(from), more), tiny);
     const __m256 lower = exp8(_mm256_fmadd_ps(all(-2.0f), bracket, from));
     sums = _mm256_add_ps(sums, _mm256_and_ps(bounded, lower));  // exp8 of -inf is 0
     _mm256_storeu_ps(upper + i, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, weight, bounded)));
   }
   *sure += static_cast<double>(sum_of(sums)) * (1.0 - 0x1p-15);
+  const float here = -max_of(_mm256_sub_ps(_mm256_setzero_ps(), smallest));
+  *least = here < *least ? here : *least;
   return lanes(unbounded) != 0;
 }
 

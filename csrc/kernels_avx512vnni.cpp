@@ -153,11 +153,12 @@ float top(const float* upper, int64_t n) {
 }
 
 // 16 keys: 2 exponentials of 10 instructions, 12 others.
-bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure) {
+bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure,
+           float* least) {
   const __m512 infinity = _mm512_set1_ps(__builtin_inff()), zero = _mm512_setzero_ps();
   const __m512 more = _mm512_set1_ps(1.0f + 0x1p-16f), tiny = _mm512_set1_ps(0x1p-126f);
   const __m512 base = _mm512_set1_ps(level), two = _mm512_set1_ps(-2.0f);
-  __m512 sums = zero;
+  __m512 sums = zero, smallest = infinity;
   __mmask16 infinite = 0;
   for (int64_t block = 0; block < blocks; ++block, upper += kBlock, marks += 3 * kBlock) {
     const __m512 end = _mm512_loadu_ps(upper);
@@ -172,9 +173,12 @@ bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, 
     const __m512 lower = exp16(_mm512_fmadd_ps(two, bracket, from));
     const __mmask16 good = static_cast<__mmask16>(bounded & ~hidden);
     sums = _mm512_mask_add_ps(sums, good, sums, lower);
+    smallest = _mm512_mask_min_ps(smallest, good, smallest, bracket);
     _mm512_storeu_ps(upper, _mm512_mask_mov_ps(_mm512_maskz_mov_ps(static_cast<__mmask16>(~hidden), infinity), good, weight));
   }
   *sure += static_cast<double>(_mm512_reduce_add_ps(sums)) * (1.0 - 0x1p-15);
+  const float here = _mm512_reduce_min_ps(smallest);
+  *least = here < *least ? here : *least;
   return infinite != 0;
 }
 

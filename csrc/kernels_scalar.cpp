@@ -47,7 +47,8 @@ float top(const float* upper, int64_t n) {
   return largest;
 }
 
-bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure) {
+bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure,
+           float* least) {
   bool infinite = false;
   double sum = 0.0;
   for (int64_t block = 0; block < blocks; ++block, upper += kBlock, marks += 3 * kBlock)
@@ -61,6 +62,7 @@ bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, 
       } else {
         const float bracket = t.residual * bfloat16_float(marks[kBlock + lane]) +
                               t.extent * bfloat16_float(marks[2 * kBlock + lane]) + t.error;
+        *least = bracket < *least ? bracket : *least;
         const double from = static_cast<double>(end) - static_cast<double>(level);
         upper[lane] = float_up(std::max(std::exp(from) * (1.0 + 2.0 * kExpRelative), 0x1p-126));
         sum += std::exp(from - 2.0 * static_cast<double>(bracket)) * (1.0 - 2.0 * kExpRelative);

@@ -66,13 +66,15 @@ tailbound::Store make_store(int dtype, std::tuple<int64_t, int64_t, int64_t, int
 }
 
 void append(const tailbound::Store& store, Address key, Strides key_strides, Address value, Strides value_strides,
-            int64_t start, int64_t stop, int64_t count, int threads) {
+            int64_t start, int64_t stop, int64_t count, Address span, int threads) {
   const tailbound::Kernels& k = tailbound::kernels(tailbound::active_level());
   const auto [kb, kh, kr] = key_strides;
   const auto [vb, vh, vr] = value_strides;
   nb::gil_scoped_release release;
   tailbound::append(k, store, {at<const uint8_t>(key), kb, kh, kr}, {at<const uint8_t>(value), vb, vh, vr}, start, stop, count,
                     threads);
+  at<int64_t>(span)[0] = start;
+  at<int64_t>(span)[1] = stop + count;
 }
 
 int64_t attend(const tailbound::Store& store, Address query, Strides strides, int64_t heads, int64_t queries, int64_t start,

@@ -86,6 +86,8 @@ def check_call(
 
 def check_epsilon(epsilon: float) -> float:
     """A budget of total variation in [0, 1)."""
+    if type(epsilon) is float and 0.0 <= epsilon < 1.0:  # nearly always, and asked at every step
+        return epsilon
     allowed = "epsilon is a budget of total variation, a number in [0, 1)"
     if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
         raise ValueError(f"epsilon={epsilon!r} is not a number; {allowed}")

@@ -11,7 +11,7 @@ WEIGHT_ROUNDING: float = 1024.0 * rounding.UNIT
 """Error in nats of a computed weight `exp(s - m)` beside the error of `s`: the rounded difference (at most 745 in
 size where the weight does not underflow) and `exp` itself. Underflow is accounted for where masses become answers."""
 
-DENSE_SHARE: float = 0.98
+DENSE_SHARE: float = 0.995
 """A union of heads that holds more of the keys than this is not worth picking out of memory: then dense."""
 
 

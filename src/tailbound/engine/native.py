@@ -112,6 +112,7 @@ class Handle:
         shape = (*store.key.shape[:3], store.width, store.value.shape[3], store.page)
         self.buffers = store.tensors()[:7]  # held: the kernels write to their memory
         addresses = [tensor.data_ptr() for tensor in self.buffers]
+        self._span = store.span.data_ptr()
         self._store = _module().store(DTYPES.index(store.key.dtype), shape, addresses)
 
     def append(self, store: Store, key: Tensor, value: Tensor) -> None:
@@ -127,9 +128,10 @@ class Handle:
             start,
             stop,
             count,
+            self._span,
             torch.get_num_threads(),
         )
-        store.place(start, stop + count)
+        store.stop = stop + count  # the kernel has brought `span` up to date
 
     def attend(
         self,
