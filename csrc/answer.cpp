@@ -78,7 +78,8 @@ Verdict answer(Partial* parts, int count, double sink, bool has_sink, const Accu
   center_norm = norm_up(center, width);
 
   // The same sum as in finish.py.
-  const double sure = std::max(down(mass * exp_down(-eta) * (1.0 - 2.0 * gamma(8) - relative)), 0.0);
+  const double lowest = up(static_cast<double>(kept) * accuracy.least);  // weights near nothing may be rounded up
+  const double sure = std::max(down(down(mass * exp_down(-eta) * (1.0 - 2.0 * gamma(8) - relative)) - lowest), 0.0);
   const double tv = share_up(tail, sure);
   const double root = std::sqrt(static_cast<double>(width)) * kMore;
   const double radius = store.bounds[pair * 4], norm = store.bounds[pair * 4 + 1];

@@ -401,7 +401,7 @@ class Sweep {
   Accuracy accuracy(int64_t pair, int row, bool wide) const {
     const Row& r = tiles_[pair]->row[row];
     const double n = static_cast<double>(r_.stop - r_.start);
-    if (!wide) return {r.eta + gamma(8.0 * n), kSumError + gamma(n), 0x1p-126};
+    if (!wide) return {r.eta + gamma(8.0 * n), kSumError + gamma(n), static_cast<double>(kLeastWeight)};
     const double size = std::fabs(r_.scale), key = s_.bounds[pair * 4 + 2], width = static_cast<double>(s_.width);
     const double flush = flush_norm(width);
     double eta = up(up(r.norm * key) * up(size * gamma(width + 4))) + up(up(up(r.norm + key) + flush) * up(flush * size)) + kFloor;

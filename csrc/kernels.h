@@ -86,6 +86,10 @@ constexpr size_t kDotInt8MaxLength = 131071;
 constexpr double kWeightRelative = 0x1p-16;
 constexpr double kSumRoundings = 288.0;
 
+// What a key that is left out weighs at least in the vector kernels, and what a kept one may lose: their exponentials end
+// at -87, where the true one is 1.4 times 2^-126.
+constexpr float kLeastWeight = 0x1p-125f;
+
 extern const Kernels kScalarKernels;
 #ifdef TAILBOUND_HAS_AVX2
 extern const Kernels kAvx2Kernels;

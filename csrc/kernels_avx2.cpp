@@ -167,7 +167,7 @@ float top(const float* upper, int64_t n) {
 // 8 keys: 2 exponentials of 13 instructions, 14 others.
 bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure,
            float* least) {
-  const __m256 infinity = all(__builtin_inff()), more = all(1.0f + 0x1p-16f), tiny = all(0x1p-126f);
+  const __m256 infinity = all(__builtin_inff()), more = all(1.0f + 0x1p-16f), tiny = all(kLeastWeight);
   __m256 sums = _mm256_setzero_ps(), unbounded = _mm256_setzero_ps(), smallest = infinity;
   for (int64_t i = 0; i < blocks * kBlock; i += 8) {
     const uint16_t* m = marks + i / kBlock * 3 * kBlock + i % kBlock;
@@ -184,7 +184,7 @@ bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, 
     sums = _mm256_add_ps(sums, _mm256_and_ps(bounded, lower));  // exp8 of -inf is 0
     _mm256_storeu_ps(upper + i, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, weight, bounded)));
   }
-  *sure += static_cast<double>(sum_of(sums)) * (1.0 - 0x1p-15);
+  *sure += static_cast<double>(sum_of(sums)) * (1.0 - 0x1p-14);
   const float here = -max_of(_mm256_sub_ps(_mm256_setzero_ps(), smallest));
   *least = here < *least ? here : *least;
   return lanes(unbounded) != 0;

@@ -156,7 +156,7 @@ float top(const float* upper, int64_t n) {
 bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure,
            float* least) {
   const __m512 infinity = _mm512_set1_ps(__builtin_inff()), zero = _mm512_setzero_ps();
-  const __m512 more = _mm512_set1_ps(1.0f + 0x1p-16f), tiny = _mm512_set1_ps(0x1p-126f);
+  const __m512 more = _mm512_set1_ps(1.0f + 0x1p-16f), tiny = _mm512_set1_ps(kLeastWeight);
   const __m512 base = _mm512_set1_ps(level), two = _mm512_set1_ps(-2.0f);
   __m512 sums = zero, smallest = infinity;
   __mmask16 infinite = 0;
@@ -176,7 +176,7 @@ bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, 
     smallest = _mm512_mask_min_ps(smallest, good, smallest, bracket);
     _mm512_storeu_ps(upper, _mm512_mask_mov_ps(_mm512_maskz_mov_ps(static_cast<__mmask16>(~hidden), infinity), good, weight));
   }
-  *sure += static_cast<double>(_mm512_reduce_add_ps(sums)) * (1.0 - 0x1p-15);
+  *sure += static_cast<double>(_mm512_reduce_add_ps(sums)) * (1.0 - 0x1p-14);
   const float here = _mm512_reduce_min_ps(smallest);
   *least = here < *least ? here : *least;
   return infinite != 0;

@@ -8,11 +8,12 @@ namespace tailbound {
 
 Threshold settle(const float* weights, int64_t n, float* middle, int64_t count, double below, double budget, double* rest) {
   std::sort(middle, middle + count);
-  const double most = budget * (1.0 - 0x1p-30);  // sums round by less
+  const double rounding = 0x1p-30 + static_cast<double>(n) * 0x1p-52;  // sums in float64, in any order, round by less
+  const double most = budget * (1.0 - rounding);
   double sum = below;
   int64_t out = 0;
   while (out < count && sum + static_cast<double>(middle[out]) <= most) sum += static_cast<double>(middle[out++]);
-  *rest = sum * (1.0 + 0x1p-30);
+  *rest = sum * (1.0 + rounding);
   if (out == count) return {std::numeric_limits<float>::infinity(), n};
   Threshold t{middle[out], n};
   if (out == 0 || middle[out - 1] < t.theta) return t;

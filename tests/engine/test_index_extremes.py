@@ -147,3 +147,13 @@ def test_rows_that_see_something_not_finite_say_so_and_the_others_stay(impl, sof
     index.crop(38)
     if where != "query":  # cropped away, it is forgotten
         ask_and_check(index, query, key[:, :, :38], value[:, :, :38], impl, epsilon=0.1, softcap=softcap)
+
+
+@pytest.mark.parametrize("impl", INDEXES)
+@pytest.mark.parametrize("end", [-86.9, -87.05, -87.2, -87.33, -87.34, -88.0, -103.0])
+def test_a_weight_at_the_end_of_the_exponential_is_not_lost(impl, end):
+    """Where float32 goes from normal to nothing: a vector kernel's exponential ends at -87, the truth does not."""
+    key = torch.tensor([0.0] + [end] * 40).reshape(1, 1, 41, 1)
+    query, value = torch.ones(1, 1, 1, 1), torch.linspace(-1, 1, 41).reshape(1, 1, 41, 1)
+    answer = ask_index(KVIndex(key, value), query, impl, epsilon=0.3, scale=1.0, return_kept=True)
+    check_exactly(answer, query, key, value, 0.3, scale=1.0)
