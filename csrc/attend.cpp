@@ -171,7 +171,7 @@ class Sweep {
       const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
       float* upper = weights(part.pair, 0) + block * kBlock - origin_;
       k_.scan(s_.block_codes(part.pair, block), s_.block_marks(part.pair, block), blocks, s_.width, tile.planes.data(),
-              rows_, terms, upper, stride_);
+              tile.words.data(), rows_, terms, upper, stride_);
       for (int row = 0; row < rows_; ++row) {
         float* mine = upper + row * stride_;
         // Lanes of the first and last block that hold no key.

@@ -52,9 +52,9 @@ struct Kernels {
                    uint16_t* marks);
 
   // Upper ends of all keys of some blocks of one page for all rows: upper[row * stride + key].
-  // planes: (ceil(D / 4), rows, 2, 4) int8, coarse then fine, zero where D ends.
-  void (*scan)(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
-               const Terms* terms, float* upper, int64_t stride);
+  // planes: (ceil(D / 4), rows, 2, 4) int8, coarse then fine, zero where D ends; words: (rows, 2), the sum of each plane.
+  void (*scan)(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
+               const int32_t* words, int rows, const Terms* terms, float* upper, int64_t stride);
 
   // Largest of n (a multiple of 16) upper ends that is not NaN; +inf if one is.
   float (*top)(const float* upper, int64_t n);

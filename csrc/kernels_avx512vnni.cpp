@@ -122,13 +122,10 @@ void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64
                       upper + block * kBlock, stride);
 }
 
-void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
-          const Terms* terms, float* upper, int64_t stride) {
-  // vpdpbusd takes codes as z + 128: 128 times the sum of the query's words is taken off beforehand.
-  int32_t shift[2 * kMaxRows] = {};
-  for (int64_t g = 0; g < (width + 3) / 4; ++g)
-    for (int i = 0; i < 2 * rows; ++i)
-      for (int j = 0; j < 4; ++j) shift[i] -= 128 * planes[(g * 2 * rows + i) * 4 + j];
+void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
+          const int32_t* words, int rows, const Terms* terms, float* upper, int64_t stride) {
+  int32_t shift[2 * kMaxRows];  // codes are read as z + 128: 128 times the sum of the query's words is taken off
+  for (int i = 0; i < 2 * rows; ++i) shift[i] = -128 * words[i];
   for (int row = 0; row < rows; row += 4) {
     const int8_t* p = planes + 8 * row;
     switch (rows - row) {

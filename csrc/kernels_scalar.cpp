@@ -20,8 +20,8 @@ int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
   return sum;
 }
 
-void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
-          const Terms* terms, float* upper, int64_t stride) {
+void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, const int32_t*,
+          int rows, const Terms* terms, float* upper, int64_t stride) {
   for (int64_t block = 0; block < blocks; ++block, codes += kBlock * width, marks += 3 * kBlock)
     for (int row = 0; row < rows; ++row)
       for (int64_t lane = 0; lane < kBlock; ++lane) {

@@ -14,12 +14,24 @@ constexpr double kRound32 = 0x1p-20;  // 16 units of float32: 6 roundings up to 
 constexpr double kWide32 = 0x1p100;    // sums and products below it stay inside float32
 constexpr double kFloor32 = 0x1p-90;  // underflow in float32: below 2^-126 times a product of integers below 2^31
 
+// In float64, eight sums.
+template <class T>
+double dot(const T* a, const float* b, int64_t n) {
+  double sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) sums[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
+  for (; i < n; ++i) sums[0] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
 }  // namespace
 
 Tile::Tile(const Store& s, const Request& r, int64_t p, int64_t first, int count)
     : store(s), request(r), pair(p), rows(count), row(static_cast<size_t>(count)), padded((s.width + 15) / 16 * 16) {
   query.resize(static_cast<size_t>(rows * s.width));
   scaled.assign(static_cast<size_t>(rows * padded), 0.0f);
+  words.assign(static_cast<size_t>(2 * rows), 0);
   planes.assign(static_cast<size_t>((s.width + 3) / 4 * 4 * rows * 2), 0);
   const int64_t group = r.heads / s.kv_heads;
   for (int i = 0; i < rows; ++i) {
@@ -64,10 +76,26 @@ void Tile::plan(const Kernels& kernels, int i) {
     int8_t* plane = planes.data() + ((d / 4 * rows + i) * 2) * 4 + d % 4;
     plane[0] = static_cast<int8_t>(coarse);
     plane[4] = static_cast<int8_t>(whole - 64 * coarse);
+    words[static_cast<size_t>(2 * i)] += coarse;
+    words[static_cast<size_t>(2 * i + 1)] += whole - 64 * coarse;
   }
   const double own = up(r.norm * gamma(static_cast<double>(width) + 2) * std::sqrt(2.0 * static_cast<double>(width)) * kMore);
   const double parts = up(norm_up(turned.data(), width) * gamma(4));
   r.coding = up(up(norm_up(word.data(), width) + own) + parts);
+
+  // What of the interval is the same on all pages (docs/engine.md).
+  const double magnitude = std::fabs(request.scale), wide = static_cast<double>(width);
+  const double denormal = up(flush_norm(wide) * magnitude);
+  // |t w| is at most the norm of H q, which is at most sqrt(2) |q|, and |e|.
+  r.spoken = up(up(up(1.5 * r.norm) + r.coding) * magnitude);
+  // A unit below float32's normal range may be read as zero: |w| |z| h of it is lost.
+  const double lost = 0x1p-126 * kWordMax * std::sqrt(wide) * kMore;
+  r.error_of_center = up(up(r.norm * up(gamma(wide + 16) * magnitude)) + denormal);
+  r.error = up(up(up(up(r.norm + store.bounds[pair * 4 + 2]) + flush_norm(wide)) * denormal) + kFloor32);
+  r.terms.base = r.terms.error = 0.0f;
+  r.terms.unit = static_cast<float>(request.scale * r.unit);
+  r.terms.residual = float_up(up(r.norm * magnitude) * (1.0 + kRound32));
+  r.terms.extent = float_up(up(up(up(r.coding * magnitude) + up(r.spoken * kRound32)) + lost) * (1.0 + kRound32));
 
   // The gather's own error, and whether float32 can hold what it computes.
   const double scale = request.scale, key = store.bounds[pair * 4 + 2], size = std::fabs(scale);
@@ -90,30 +118,18 @@ void Tile::plan(const Kernels& kernels, int i) {
 void Tile::terms(int64_t page, Terms* out) const {
   const float* center = store.page_center(pair, page);
   const int64_t width = store.width;
-  std::vector<double> wide(center, center + width);
-  const double center_norm = norm_up(wide.data(), width), flush = flush_norm(static_cast<double>(width));
-  const double scale = request.scale, size = std::fabs(scale), key = store.bounds[pair * 4 + 2];
+  const double center_norm = up(std::sqrt(dot(center, center, width)) * (1.0 + gamma(static_cast<double>(width) + 16.0)));
+  const double key = store.bounds[pair * 4 + 2];
   for (int i = 0; i < rows; ++i) {
     const Row& r = row[static_cast<size_t>(i)];
-    const double* q = query.data() + i * width;
-    double dot = 0.0;
-    for (int64_t d = 0; d < width; ++d) dot += q[d] * wide[d];
-    const double base = dot * scale, unit = scale * r.unit;
-    // |t w| is at most the norm of H q, which is at most sqrt(2) |q|, and |e|.
-    const double spoken = up(up(1.5 * r.norm) + r.coding);
-    const double base_error = up(up(r.norm * center_norm) * gamma(static_cast<double>(width) + 4)) * size;
-    const double flushed = up(up(up(r.norm + key) + up(center_norm + flush)) * up(flush * size));
-    const double more = 1.0 + kRound32;
+    const double base = dot(query.data() + i * width, center, width) * request.scale;
+    const double error = std::fabs(base) * kRound32 + r.error_of_center * center_norm + r.error;
+    out[i] = r.terms;
     out[i].base = static_cast<float>(base);
-    out[i].unit = static_cast<float>(unit);
-    out[i].residual = float_up(up(r.norm * size) * more);
-    // A unit below float32's normal range may be read as zero: |w| |z| h of it is lost.
-    const double lost = 0x1p-126 * kWordMax * std::sqrt(static_cast<double>(width)) * kMore;
-    out[i].extent = float_up(up(up(up(r.coding + up(spoken * kRound32)) * size) + lost) * more);
-    out[i].error = float_up(up(up(up(std::fabs(base) * kRound32) + up(base_error)) + up(flushed + kFloor32)) * more);
+    out[i].error = float_up(up(error * (1.0 + kRound32)) * kMore);
     // No finite end where float32 could overflow: an end of -inf would be taken for a hidden key. |h z| is below
     // 1.5 |k - c|, |z| below 2^13.
-    const double product = spoken * size * std::max(0x1p13, 1.5 * (key + center_norm));
+    const double product = r.spoken * std::max(0x1p13, 1.5 * (key + center_norm));
     if (!(std::fabs(base) < kWide32 && product < kWide32)) out[i].error = std::numeric_limits<float>::infinity();
   }
 }

@@ -15,6 +15,8 @@ struct Row {
   double eta;                  // error of a float32 logit of the gather, nats, the weight's own included
   bool finite, plain;          // plain: float32 is wide enough
   double sink;
+  Terms terms;                              // what is the same on all pages, and what the rest is made of:
+  double spoken, error, error_of_center;    // bound on |scale t w|, on the error, and on the error for |c| = 1
 };
 
 // The rows of one tile for one (batch, KV head), and the buffers they need.
@@ -34,7 +36,8 @@ class Tile {
   std::vector<Row> row;
   std::vector<double> query;     // (rows, D) as given
   std::vector<float> scaled;     // (rows, padded) scale * q
-  std::vector<int8_t> planes;    // as Kernels::scan takes them
+  std::vector<int8_t> planes;    // as Kernels::scan takes them, and the sum of each plane
+  std::vector<int32_t> words;
   int64_t padded;
 };
 
