@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,32 @@ def doctor(seed: Seed = 0, threads: Threads = 0, as_json: Json = False) -> None:
     _show(found.as_json() if as_json else None, show.doctor(found))
 
 
+@app.command()
+def capture(
+    output: Annotated[Path, typer.Option(help="File to write, in the safetensors format.")],
+    model: Annotated[str, typer.Option(help="smollm2, a GGUF file, a folder, or a hub name.")] = "smollm2",
+    text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's standard library.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens of the text.")] = 8192,
+    queries: Annotated[int, typer.Option(help="How many of the last positions to keep the queries of.")] = 64,
+    dtype: Annotated[
+        str,
+        typer.Option(help="float32, bfloat16 or float16. The model runs in float32; what is captured is cast to this."),
+    ] = "bfloat16",
+    download: Annotated[bool, typer.Option("--download", help="Allow the network for a hub name.")] = False,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the queries, keys and values of a real model on a text to a file, layer by layer."""
+    from tailbound.lab import captures as job
+    from tailbound.lab import show
+    from tailbound.report.progress import Bars
+
+    _settle(seed, threads)
+    found = job.capture(job.Options(output, model, text, context, queries, dtype, download), Bars())
+    _show(found.as_json() if as_json else None, show.capture(found))
+
+
 bench = typer.Typer(no_args_is_help=True, help="Ratios of time, with the error in the same row.")
 app.add_typer(bench, name="bench")
 
@@ -79,24 +106,54 @@ def bench_decode(
     heads: Annotated[int, typer.Option(help="Query heads.")] = 32,
     kv_heads: Annotated[int, typer.Option(help="KV heads.")] = 8,
     head_dim: Annotated[int, typer.Option(help="Width of queries, keys and values.")] = 128,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    rounds: Annotated[int, typer.Option(help="Rounds in which every contestant runs once.")] = 7,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; of --capture, the file's.")] = "bfloat16",
+    layers: Annotated[int, typer.Option(help="Layers of a step; 0: K and V exceed 4 last-level caches.")] = 0,
+    real: Annotated[bool, typer.Option("--real", help="Run on a capture of a real model instead.")] = False,
+    capture: Annotated[
+        Path | None, typer.Option(help="The capture of --real; default: of smollm2, made once in the cache folder.")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of the capture that --real makes.")] = 8192,
+    positions: Annotated[int, typer.Option(help="With --real: how many of the last positions are judged.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Rounds in which every contestant runs once.")] = 15,
+    output: Annotated[Path | None, typer.Option(help="Folder for rows.jsonl, table.md and plot.png.")] = None,
     seed: Seed = 0,
-    threads: Threads = 0,
-    as_json: Json = False,
+    threads: Annotated[
+        list[str] | None, typer.Option(help="CPU threads; repeatable, or with commas. Default: 1 and all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")] = False,
 ) -> None:
-    """Time one decode step of attention, certified against dense. With --json: one object a line, one line a row."""
+    """Time one decode step of attention over all layers, certified against dense, with the error in the same row."""
     from tailbound.lab import bench as job
-    from tailbound.lab import show
+    from tailbound.lab import machine, show_bench
     from tailbound.report.progress import Bars
 
-    _settle(seed, threads)
-    budgets = tuple(epsilon or (0.01, 0.05))
-    rows = job.decode(job.Options(n, budgets, sigma, heads, kv_heads, head_dim, dtype, rounds), Bars())
+    _settle(seed, 0)
+    options = job.Options(
+        n=n,
+        epsilons=tuple(dict.fromkeys(epsilon or (0.01, 0.05))),
+        sigma=sigma,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        layers=layers,
+        rounds=rounds,
+        threads=_counts(threads or []),
+        real=real or capture is not None,
+        capture=capture,
+        context=context,
+        positions=positions,
+    )
+    if output is not None:
+        show_bench.prepare(output)
+    rows = job.decode(options, Bars())
     for row in rows if as_json else ():
         print(json.dumps(row.as_json()))
     if not as_json:
-        _show(None, show.bench(rows))
+        _show(None, *show_bench.bench(rows))
+    missing = None if output is None else show_bench.write(output, machine.inspect(), rows)
+    if missing:
+        print(f"tailbound: {missing}", file=sys.stderr)
     if any(row.violations for row in rows):
         raise typer.Exit(1)
 
@@ -118,12 +175,21 @@ def _settle(seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def _counts(threads: list[str]) -> tuple[int, ...]:
+    words = [word for given in threads for word in given.split(",")]
+    try:
+        return tuple(int(word) for word in words)
+    except ValueError as error:
+        raise InputError(f"--threads {','.join(threads)}: give whole numbers, as in --threads 1,2") from error
+
+
 def _show(figures: dict[str, Any] | None, *renderables: Any) -> None:
     if figures is not None:
         print(json.dumps(figures))
         return
     from rich.console import Console
 
-    console = Console()
+    # Into a file or a pipe, tables are as wide as they need be.
+    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
     for renderable in renderables:
         console.print(renderable)

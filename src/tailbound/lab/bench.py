@@ -1,128 +1,180 @@
-"""`tailbound bench decode`: one decode step of attention, certified and dense, with the error in the same row."""
+"""`tailbound bench decode`: one decode step over all layers, certified and dense, with the error in the same row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from tailbound.engine.api import attention
-from tailbound.lab import timing, truth
+from tailbound.lab import bench_data, timing
+from tailbound.lab.bench_data import Data, Options, Smallest
+from tailbound.lab.bench_judge import Verdict, build_and_judge
+from tailbound.lab.contestants import (
+    FOLDED,
+    GQA,
+    ORACLE,
+    OURS,
+    PEERS,
+    READ,
+    Name,
+    judged,
+    line_up,
+)
 from tailbound.lab.errors import InputError
-from tailbound.lab.models import DTYPES
 from tailbound.lab.progress import Progress
 
-SCHEMA = "tailbound.bench.decode/1"
-BASELINE = "sdpa folded"
-"""SDPA with the heads of a group folded into query rows: the strongest dense contestant that torch has."""
+SCHEMA = "tailbound.bench.decode/2"
+BASELINE = FOLDED
 
-_DENSE = (BASELINE, "sdpa enable_gqa")
-
-
-class Options(NamedTuple):
-    """Gaussian logits of standard deviation `sigma`; one query in each of `heads` heads over `n` keys."""
-
-    n: int = 8192
-    epsilons: tuple[float, ...] = (0.01, 0.05)
-    sigma: float = 3.5
-    heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-    dtype: str = "bfloat16"
-    rounds: int = 7
+__all__ = ["BASELINE", "GQA", "OURS", "PEERS", "READ", "SCHEMA", "Options", "Row", "decode"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant. `ratio` is its time over that of the baseline: below 1 is faster."""
+    """One contestant at one number of threads.
+
+    Attributes:
+        epsilon: 0 for what reads every key.
+        ratio: for each peer, how many times faster than it this contestant is: above 1 wins.
+        limit_ratio: time to read the bytes of K and V once, over this contestant's: above 1 beats every dense kernel.
+        kept_over_oracle: keys given weight, over those of the smallest sets; None where epsilon is 0.
+        kept_share: keys given weight, over visible keys. None for what is no attention, as all below.
+        bytes_read: of keys, values and sketches, in one step.
+        tv_max: the largest certificate; None for what gives none.
+        true_tv_max: the largest true one; of the oracle, at the timed position.
+        violations: certificates below the truth.
+    """
 
     contestant: str
-    epsilon: float
+    isa: str
+    threads: int
     dtype: str
     n: int
-    sigma: float
-    threads: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    positions: int
+    rounds: int
+    source: str
+    real: bool
+    epsilon: float
     median_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    kept_share: float
-    tv_max: float
-    true_tv_max: float
+    ratio: dict[str, timing.Ratio]
+    limit_ratio: timing.Ratio
+    kept_over_oracle: float | None
+    kept_share: float | None
+    bytes_read: int
+    tv_max: float | None
+    true_tv_max: float | None
     violations: int
 
     def as_json(self) -> dict[str, Any]:
-        """The row as `--json` prints it."""
-        return {"schema": SCHEMA} | asdict(self)
+        """The row as `--json` prints it: each ratio as its median and the ends of its 95% interval."""
+        ratio = {peer: ratio._asdict() for peer, ratio in self.ratio.items()}
+        return {"schema": SCHEMA} | asdict(self) | {"ratio": ratio, "limit_ratio": self.limit_ratio._asdict()}
+
+    def loses_to(self) -> list[str]:
+        """The peers that are faster, if the contestant is ours."""
+        return [peer for peer, ratio in self.ratio.items() if ratio.median < 1] if self.contestant in OURS else []
 
 
 def decode(options: Options, progress: Progress) -> list[Row]:
-    """Time the contestants in turns, then judge the certified ones.
+    """Judge the certified contestants, then time all of them in turns, for each number of threads.
 
     Raises:
-        InputError: sizes that do not fit.
+        InputError: sizes that do not fit, or a capture that cannot be had.
     """
-    query, key, value = _tensors(options)
-    group = options.heads // options.kv_heads
-    contestants: dict[str, Callable[[], object]] = {
-        BASELINE: lambda: sdpa(query.reshape(1, options.kv_heads, group, -1), key, value),
-        "sdpa enable_gqa": lambda: sdpa(query, key, value, enable_gqa=True),
-    }
-    for epsilon in options.epsilons:
-        contestants[_name(epsilon)] = lambda epsilon=epsilon: attention(query, key, value, epsilon=epsilon)
-    with progress.task("contestants take turns", options.rounds + 1) as advance:
-        seconds = timing.take_turns(contestants, options.rounds, advance)
-
-    rows = []
-    for name, epsilon in [*((name, 0.0) for name in _DENSE), *((_name(e), e) for e in options.epsilons)]:
-        ratio = timing.ratio(seconds[name], seconds[BASELINE])
-        dense = name in _DENSE
-        kept, tv, true_tv, violations = (1.0, 0.0, 0.0, 0) if dense else _errors(query, key, value, epsilon)
-        rows.append(
-            Row(
-                contestant=name,
-                epsilon=epsilon,
-                dtype=options.dtype,
-                n=options.n,
-                sigma=options.sigma,
-                threads=torch.get_num_threads(),
-                median_ms=1e3 * float(sorted(seconds[name])[len(seconds[name]) // 2]),
-                ratio=ratio.median,
-                ratio_low=ratio.low,
-                ratio_high=ratio.high,
-                kept_share=kept,
-                tv_max=tv,
-                true_tv_max=true_tv,
-                violations=violations,
-            )
-        )
+    usual = torch.get_num_threads()
+    counts = tuple(dict.fromkeys(options.threads or (1, usual)))
+    if min(counts) < 1:
+        raise InputError(f"--threads {min(counts)}: at least 1")
+    data = bench_data.prepare(options, progress)
+    sets: dict[float, list[Smallest]] = {}
+    with progress.task("the smallest sets of keys", len(data.layers) * len(options.epsilons)) as advance:
+        for epsilon in options.epsilons:
+            sets[epsilon] = []
+            for layer in data.layers:
+                sets[epsilon].append(bench_data.smallest(layer, epsilon))
+                advance()
+    names = judged(options.epsilons)
+    rows: list[Row] = []
+    try:
+        with progress.task("judging, by layer", len(data.layers)) as advance:
+            indexes, verdicts = build_and_judge(data.layers, names, counts, advance)
+        buffer = torch.ones(-(-data.nbytes // 8) * 2)  # whole words of 8 bytes, in float32
+        for threads in counts:
+            torch.set_num_threads(threads)
+            with progress.task(f"contestants take turns, {threads} threads", options.rounds + 1) as advance:
+                calls = line_up(data, indexes, sets, buffer)
+                seconds = timing.take_turns(calls, options.rounds, advance)
+            own = {name: verdicts[name, threads] for name in names}
+            rows += _rows(options, data, threads, seconds, sets, own)
+    finally:
+        torch.set_num_threads(usual)
     return rows
 
 
-def _name(epsilon: float) -> str:
-    return f"tailbound torch, epsilon {epsilon:g}"
+def _rows(
+    options: Options,
+    data: Data,
+    threads: int,
+    seconds: dict[Name, np.ndarray],
+    sets: dict[float, list[Smallest]],
+    verdicts: dict[Name, Verdict],
+) -> Iterator[Row]:
+    layer = data.layers[0]
+    n, heads, kv_heads = layer.key.shape[2], layer.query.shape[1], layer.key.shape[1]
+    peers = {name.contestant: taken for name, taken in seconds.items() if name.contestant in PEERS}
+    limit = next(taken for name, taken in seconds.items() if name.contestant == READ)
+    for name, taken in seconds.items():
+        yield Row(
+            contestant=name.contestant,
+            isa=name.isa,
+            threads=threads,
+            dtype=str(layer.key.dtype).removeprefix("torch."),
+            n=n,
+            layers=len(data.layers),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=layer.key.shape[3],
+            positions=layer.query.shape[2],
+            rounds=options.rounds,
+            source=data.source,
+            real=options.real,
+            epsilon=name.epsilon,
+            median_ms=1e3 * float(np.median(taken)),
+            ratio={peer: timing.ratio(its, taken) for peer, its in peers.items()},
+            limit_ratio=timing.ratio(limit, taken),
+            **_errors(name, data, sets.get(name.epsilon, []), verdicts.get(name)),
+        )
 
 
-def _errors(query: Tensor, key: Tensor, value: Tensor, epsilon: float) -> tuple[float, float, float, int]:
-    answer = attention(query, key, value, epsilon=epsilon, return_kept=True)
-    assert answer.kept is not None
-    found = truth.judge(query, key, value, None, query.shape[3] ** -0.5, answer.kept, answer.output)
-    tv, error = answer.certificate.tv, answer.certificate.output_error
-    wrong = ~((found.tv <= tv) & (found.output_error <= error))
-    return float(answer.kept.double().mean()), float(tv.max()), float(found.tv.max()), int(wrong.sum())
+def _errors(name: Name, data: Data, sets: list[Smallest], verdict: Verdict | None) -> dict[str, Any]:
+    """The fields of a row that are no times."""
+    fields = ("kept_over_oracle", "kept_share", "bytes_read", "tv_max", "true_tv_max", "violations")
+    if verdict is not None:
+        over = verdict.kept / sum(int(one.sizes.sum()) for one in sets) if sets else None
+        share = verdict.kept / verdict.visible
+        found = (verdict.bytes_read, verdict.tv_max, verdict.true_tv_max, verdict.violations)
+        return dict(zip(fields, (over, share, *found), strict=True))
+    if name.contestant == ORACLE:
+        return dict(zip(fields, _of_oracle(data, sets), strict=True))
+    if name.contestant == READ:
+        return dict(zip(fields, (None, None, data.nbytes, None, None, 0), strict=True))
+    return dict(zip(fields, (None, 1.0, data.nbytes, None, 0.0, 0), strict=True))
 
 
-def _tensors(options: Options) -> Sequence[Tensor]:
-    if options.dtype not in DTYPES:
-        raise InputError(f"--dtype {options.dtype}: allowed are {', '.join(DTYPES)}")
-    if min(options.n, options.heads, options.kv_heads, options.head_dim, options.rounds) < 1:
-        raise InputError("every size and the number of rounds must be at least 1")
-    if options.heads % options.kv_heads:
-        raise InputError(f"--heads {options.heads} is not a multiple of --kv-heads {options.kv_heads}")
-    cache = (1, options.kv_heads, options.n, options.head_dim)
-    query = torch.randn(1, options.heads, 1, options.head_dim) * options.sigma
-    return [tensor.to(DTYPES[options.dtype]) for tensor in (query, torch.randn(cache), torch.randn(cache))]
+def _of_oracle(data: Data, sets: list[Smallest]) -> tuple[float, float, int, None, float, int]:
+    """At the timed position: each query head gives weight to the whole union of its group."""
+    layer = data.layers[0]
+    heads, n = layer.query.shape[1], layer.key.shape[2]
+    group = heads // layer.key.shape[1]
+    width = (layer.key.shape[3] + layer.value.shape[3]) * layer.key.element_size()
+    union = sum(len(keys) for one in sets for keys in one.union)
+    smallest = sum(int(one.sizes[:, -1].sum()) for one in sets)
+    missed = max(float(one.tv.max()) for one in sets)
+    return union * group / smallest, union * group / (n * heads * len(data.layers)), union * width, None, missed, 0

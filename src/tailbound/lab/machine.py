@@ -19,6 +19,7 @@ SCHEMA = "tailbound.doctor/1"
 _EXTRAS = {
     "hf": ("transformers", "accelerate", "gguf", "safetensors"),
     "search": ("scikit-learn",),
+    "report": ("matplotlib",),
     "docs": ("mkdocs-material", "mkdocstrings"),
     "dev": ("pytest", "hypothesis", "mpmath", "ruff", "pyright", "import-linter", "beartype"),
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from tailbound.lab.bench import BASELINE, Row
+from tailbound.lab.captures import Summary
 from tailbound.lab.demo import Result
 from tailbound.lab.machine import Machine
 from tailbound.report import tables
@@ -73,23 +73,15 @@ def doctor(machine: Machine) -> RenderableType:
     return tables.pairs(rows, title="tailbound doctor")
 
 
-def bench(rows: Sequence[Row]) -> RenderableType:
-    """Time and error side by side, rows where we lose included."""
-    columns = ("contestant", f"time / {BASELINE}", "95% interval", "keys kept", "certified TV", "true TV", "violations")
-    cells = (
-        (
-            row.contestant,
-            f"{row.ratio:.2f}",
-            f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
-            f"{row.kept_share:.1%}",
-            f"{row.tv_max:.5f}",
-            f"{row.true_tv_max:.5f}",
-            str(row.violations),
-        )
-        for row in rows
-    )
-    first = rows[0]
-    title = f"One decode step, {first.n:,} keys, sigma {first.sigma:g}, {first.dtype}, {first.threads} threads"
-    return tables.figures(
-        title, columns, cells, "medians of ratios paired by round; below 1 is faster than the baseline"
+def capture(summary: Summary) -> RenderableType:
+    """What was captured, and where it is."""
+    return tables.pairs(
+        [
+            ("written", f"{summary.output}, {summary.bytes / 1e6:.1f} MB, {summary.dtype}"),
+            ("model", f"{summary.model} on {summary.text}"),
+            ("positions", f"keys of {summary.context:,}, queries of the last {summary.queries:,}"),
+            ("layers", str(summary.layers)),
+            ("heads", f"{summary.heads} query, {summary.kv_heads} KV, head_dim {summary.head_dim}"),
+            ("seconds", f"{summary.seconds:.1f}"),
+        ]
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+Who = TypeVar("Who")
 
 
 class Ratio(NamedTuple):
@@ -18,10 +20,10 @@ class Ratio(NamedTuple):
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, tick: Callable[[], None] = lambda: None
-) -> dict[str, np.ndarray]:
+    contestants: Mapping[Who, Callable[[], object]], rounds: int, tick: Callable[[], None] = lambda: None
+) -> dict[Who, np.ndarray]:
     """Seconds of each contestant in each round, float64 (rounds,); one more round comes first and is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[Who, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, call in contestants.items():
             started = time.perf_counter()

@@ -24,3 +24,9 @@ def pairs(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) 
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same figures as a Markdown table, right-aligned."""
+    lines = [columns, ["---:"] * len(columns), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

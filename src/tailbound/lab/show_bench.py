@@ -1,0 +1,151 @@
+"""The decode benchmark in words: tables, where we lose, and the folder of `--output`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from tailbound.lab.bench import BASELINE, OURS, PEERS, READ, Row
+from tailbound.lab.errors import InputError
+from tailbound.lab.machine import Machine
+from tailbound.lab.timing import Ratio
+from tailbound.report import plots, tables
+
+_COLUMNS = (
+    "contestant",
+    "epsilon",
+    "ms",
+    *(f"times faster than {peer}" for peer in PEERS),
+    "times faster than the dense limit",
+    "keys kept / oracle",
+    "keys kept",
+    "MB read",
+    "certified TV",
+    "true TV",
+    "violations",
+)
+_CAPTION = (
+    "Times faster: medians of ratios paired by round, with 95% intervals; above 1 is faster. The dense limit is the "
+    "time to read K and V once. TV is the largest over layers, heads and judged positions; the true one is in float64."
+)
+
+
+def bench(rows: Sequence[Row]) -> Iterator[RenderableType]:
+    """A table for each number of threads, and where we lose."""
+    for threads, some in _by_threads(rows).items():
+        yield tables.figures(_title(some[0], threads), _COLUMNS, (_cells(row, True) for row in some), _CAPTION)
+    lost = list(losses(rows))
+    yield Text("Where we lose:" if lost else "We lose to none of the peers here.", style="bold")
+    for line in lost:
+        yield Text(f"  {line}")
+
+
+def losses(rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each row of ours that is slower than a peer."""
+    for row in rows:
+        if peers := row.loses_to():
+            slower = ", ".join(f"{row.ratio[peer].median:.2f} times as fast as {peer}" for peer in peers)
+            budget = f" epsilon {row.epsilon:g}" if row.epsilon else ""
+            yield f"{name(row)}{budget}, {_threads(row.threads)}: {slower}"
+
+
+def name(row: Row) -> str:
+    """The contestant, and its instruction set if it is ours."""
+    return f"{row.contestant} {row.isa}" if row.contestant in OURS else row.contestant
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder of `--output` before the long work.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}; name a folder by --output") from error
+
+
+def write(folder: Path, machine: Machine, rows: Sequence[Row]) -> str | None:
+    """Write rows.jsonl (the machine first), table.md, and plot.png; what is missing and why, if something is.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    lines = [machine.as_json(), *(row.as_json() for row in rows)]
+    try:
+        (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (folder / "table.md").write_text(_markdown(machine, rows), encoding="utf-8")
+        if not plots.available():
+            return f"no {folder / 'plot.png'}: matplotlib not installed; pip install 'tailbound[report]'"
+        _plot(folder / "plot.png", rows)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return None
+
+
+def _markdown(machine: Machine, rows: Sequence[Row]) -> str:
+    parts = [f"{machine.processor}; torch {machine.torch}; tailbound {machine.tailbound}; {machine.platform}\n"]
+    for threads, some in _by_threads(rows).items():
+        parts += [f"## {_title(some[0], threads)}\n", tables.markdown(_COLUMNS, (_cells(row, False) for row in some))]
+    lost = "".join(f"- {line}\n" for line in losses(rows))
+    return "\n".join([*parts, f"{_CAPTION}\n", "## Where we lose\n", lost or "To none of the peers.\n"])
+
+
+def _plot(path: Path, rows: Sequence[Row]) -> None:
+    panels = {
+        _threads(threads): [
+            plots.Bar(
+                f"{name(row)}, epsilon {row.epsilon:g}" if row.epsilon else name(row),
+                *row.ratio[BASELINE],
+                bold=row.contestant in OURS,
+            )
+            for row in some
+        ]
+        for threads, some in _by_threads(rows).items()
+    }
+    plots.bars(path, _title(rows[0], None), f"times faster than {BASELINE}", panels)
+
+
+def _by_threads(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    return {threads: [row for row in rows if row.threads == threads] for threads in sorted({r.threads for r in rows})}
+
+
+def _title(row: Row, threads: int | None) -> str:
+    sizes = f"{row.heads} query heads, {row.kv_heads} KV heads, head_dim {row.head_dim}, {row.dtype}"
+    what = f"One decode step, {row.layers} layers, {row.n:,} keys, {sizes}: {row.source}"
+    return what if threads is None else f"{what}; {_threads(threads)}"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _cells(row: Row, in_lines: bool) -> tuple[str, ...]:
+    no_attention = row.contestant == READ
+    return (
+        name(row),
+        f"{row.epsilon:g}" if row.epsilon else "",
+        f"{row.median_ms:.2f}",
+        *("" if peer == row.contestant else _ratio(row.ratio[peer], in_lines) for peer in PEERS),
+        "" if no_attention else _ratio(row.limit_ratio, in_lines),
+        _figure(row.kept_over_oracle, ".3f"),
+        _figure(row.kept_share, ".1%"),
+        f"{row.bytes_read / 1e6:.1f}",
+        _figure(row.tv_max, ".5f"),
+        _figure(row.true_tv_max, ".5f"),
+        "" if row.tv_max is None else str(row.violations),
+    )
+
+
+def _ratio(ratio: Ratio, in_lines: bool) -> str:
+    interval = f"{ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{ratio.median:.2f}\n{interval}" if in_lines else f"{ratio.median:.2f} ({interval})"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
