@@ -1,4 +1,4 @@
-"""A question to an index: what it must look like, which implementation answers it, and how the answer is handed over."""
+"""A question to an index: what it must look like, which implementation answers it, and how the answer is given."""
 
 from __future__ import annotations
 
