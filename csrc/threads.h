@@ -13,7 +13,7 @@ class Barrier {
  private:
   const int count_;
   std::atomic<int> arrived_{0};
-  std::atomic<int> round_{0};
+  std::atomic<int> round_{0}, asleep_{0};
 };
 
 // What one thread of a team is told. `count` may be less than was asked for.
