@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]])
 
     height = 1 + sum(0.6 + 0.28 * len(panel) for panel in panels.values())
     figure = Figure(figsize=(8, height), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, 90), fontsize="medium")
     ratios = [len(panel) for panel in panels.values()]
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios, sharex=True)[:, 0]
     for place, (name, panel) in zip(axes, panels.items(), strict=True):
