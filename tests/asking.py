@@ -1,7 +1,7 @@
 """One way to ask every implementation: those of `tailbound.attention`, and an index at every level of kernels.
 
-"index/torch" is the specification in torch; "index/scalar" and so on are the kernels of that level. Indexes scan however
-few keys they hold, so that small cases reach the sketch; the suffix "+dense" leaves them as users have them.
+"index/torch" is the specification in torch; "index/scalar" and so on are the kernels of that level. Indexes scan
+however few keys they hold, so that small cases reach the sketch; the suffix "+dense" leaves them as users have them.
 """
 
 import contextlib

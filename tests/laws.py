@@ -21,9 +21,7 @@ def check_certificate(case, impl):
 
     Returns the largest (true tv / tv, true error / output_error): 1 is a bound that holds with nothing to spare.
     """
-    answer = attend(
-        case.query, case.key, case.value, epsilon=case.epsilon, return_kept=True, impl=impl, **case.options
-    )
+    answer = attend(case.query, case.key, case.value, epsilon=case.epsilon, return_kept=True, impl=impl, **case.options)
     certificate, closest_tv, closest_error = answer.certificate, 0.0, 0.0
     truth = oracles.attention(case.query, case.key, case.value, answer.kept, **oracle_options(case.options))
     judged = 0

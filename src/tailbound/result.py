@@ -87,7 +87,7 @@ class Stats(NamedTuple):
     """
 
     impl: str
-    counts: Int64[Tensor, "5"]
+    counts: Int64[Tensor, 5]
 
     @property
     def isa(self) -> str:

@@ -50,7 +50,9 @@ def test_the_residual_is_never_below_the_distance_and_codes_stay_in_range(setup)
         away = [Fraction(float(k)) - y for k, y in zip(sketch.keys[i], exact_reconstruction(sketch, i), strict=True)]
         residual = float(sketch.coded.residual[i])
         assert residual >= norm(away)
-        assert mpmath.mpf(float(sketch.coded.extent[i])) >= norm([Fraction(int(z)) * Fraction(float(sketch.coded.step[i])) for z in sketch.coded.codes[i]])
+        assert mpmath.mpf(float(sketch.coded.extent[i])) >= norm(
+            [Fraction(int(z)) * Fraction(float(sketch.coded.step[i])) for z in sketch.coded.codes[i]]
+        )
         if sketch.coded.step[i] > 1e-37:  # half a step a code, rotated back, and the roundings of the stored numbers
             size = float(sketch.keys[i].double().norm() + sketch.center[int(sketch.page[i])].double().norm())
             half = float(sketch.coded.step[i]) * 0.5 * (2 * len(away)) ** 0.5

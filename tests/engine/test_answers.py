@@ -222,9 +222,7 @@ def test_non_contiguous_expanded_and_permuted_tensors_are_right(impl):
     for odd in (strided, permuted):
         answer = attend(*odd, epsilon=0.1, impl=impl)
         torch.testing.assert_close(answer.output, expected.output)
-    zero = attend(
-        q, k[:, :, :1].expand(1, 2, 16, 8), v[:, :, :1].expand(1, 2, 16, 8), epsilon=0.5, impl=impl
-    )
+    zero = attend(q, k[:, :, :1].expand(1, 2, 16, 8), v[:, :, :1].expand(1, 2, 16, 8), epsilon=0.5, impl=impl)
     assert (zero.certificate.kept == 9).all()
 
 

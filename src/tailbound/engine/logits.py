@@ -110,9 +110,7 @@ def dot_error(scale: float, width: int, query_norm: Tensor, key_norm: Tensor) ->
 
 
 def _cap(logits: Tensor, error: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """`cap * tanh(logits / cap)`: slope at most 1, so that an error before the cap never grows.
-
-    """
+    """`cap * tanh(logits / cap)`: slope at most 1, so that an error before the cap never grows."""
     with torch.no_grad():
         error = rounding.add_up(error.clamp_max(2.0 * cap), cap_error(cap))
     return cap * torch.tanh(logits / cap), error
