@@ -108,20 +108,7 @@ void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64
   }
 }
 
-void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
-          const int32_t* words, int rows, const Terms* terms, float* upper, int64_t stride) {
-  int32_t shift[2 * kMaxRows];  // codes are read as z + 128: 128 times the sum of the query's words is taken off
-  for (int i = 0; i < 2 * rows; ++i) shift[i] = -128 * words[i];
-  for (int row = 0; row < rows; row += 4) {
-    const int8_t* p = planes + 8 * row;
-    switch (rows - row) {
-      case 1: scan_rows<1>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
-      case 2: scan_rows<2>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
-      case 3: scan_rows<3>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride); break;
-      default: scan_rows<4>(codes, marks, blocks, width, p, rows, terms + row, shift + 2 * row, upper + row * stride, stride);
-    }
-  }
-}
+#include "scan.inc"
 
 float top(const float* upper, int64_t n) {
   __m512 a = _mm512_set1_ps(-__builtin_inff()), b = a;
