@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tailbound.engine import native as native_room
 from tailbound.engine.asking import Question, ask
 from tailbound.engine.store import Store
 from tailbound.result import Attention, Certificate, Stats
@@ -85,4 +86,13 @@ def traced(question: Question, store: Store, return_kept: bool) -> Attention:
         sink,
         impls[question.impl],
     )
-    return Attention(output, Certificate(tv, error, kept, status), Stats(question.impl or "best", counts), None)
+    return Attention(
+        output, Certificate(tv, error, kept, status), Stats(question.impl or _best(question, store), counts), None
+    )
+
+
+def _best(question: Question, store: Store) -> str:
+    """What `ask` picks for a question without gradients."""
+    mask = question.attn_mask
+    biased = mask is not None and mask.dtype is not torch.bool
+    return "torch" if biased or native_room.why_not_store(store.key.device, store.width) else "native"

@@ -1,0 +1,192 @@
+// First half of a sweep: which keys must be read. Nothing here touches a key or a value.
+#include <algorithm>
+#include <cmath>
+
+#include "sweep.h"
+
+namespace tailbound {
+
+Sweep::Sweep(const Kernels& kernels, const Store& store, const Request& request, Workspace& space, int64_t first, int rows,
+             int threads)
+    : k_(kernels), s_(store), r_(request), rows_(rows), threads_(threads) {
+  origin_ = r_.start / kBlock * kBlock;
+  stride_ = (r_.stop - origin_ + kBlock - 1) / kBlock * kBlock;
+  for (int64_t p = 0; p < s_.pairs(); ++p) tiles_.emplace_back(new Tile(s_, r_, p, first, rows));
+  scans_ = r_.epsilon > 0.0 && r_.stop - r_.start > r_.dense_below;
+  weighs_ = scans_ || r_.mask != nullptr;
+  pages_ = (r_.stop + s_.page - 1) / s_.page - r_.start / s_.page;
+  if (weighs_) {
+    weights_ = Workspace::need(space.weights, s_.pairs() * rows_ * stride_);
+    index_ = Workspace::need(space.index, s_.pairs() * stride_);
+  }
+  if (scans_) {
+    scratch_ = Workspace::need(space.scratch, threads * (2 * stride_ + 64));
+    terms_ = Workspace::need(space.terms, s_.pairs() * pages_ * rows_);
+  }
+  level_.resize(static_cast<size_t>(s_.pairs() * rows_));
+  rest_.assign(level_.size(), 0.0);
+  ends_.assign(level_.size(), 0);
+  threshold_.assign(level_.size(), Threshold{0.0f, 0});
+}
+
+int64_t Sweep::run(int64_t* counts, Once& once) {
+  run_team(threads_, [&](const Team& team) { work(team); });
+  const int64_t bad = count(counts);
+  if (once.tiles > 1) note(once);
+  return bad;
+}
+
+void Sweep::work(const Team& team) {
+  for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
+    tiles_[i / rows_]->plan(k_, static_cast<int>(i % rows_));
+  if (team.thread == 0) split(team.count);
+  team.barrier.wait();
+  if (weighs_) {
+    each_segment(team, [&](Segment& part) { scans_ ? scan(part) : reveal(part); });
+    team.barrier.wait();
+  }
+  if (scans_) {
+    each_segment(team, [&](Segment& part) { weigh(part); });
+    team.barrier.wait();
+    for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
+      cut(i / rows_, static_cast<int>(i % rows_), scratch_ + team.thread * (2 * stride_ + 64));
+    team.barrier.wait();
+  }
+  if (weighs_) {
+    each_segment(team, [&](Segment& part) {
+      const int64_t at = part.pair * stride_;
+      part.picked = k_.pick(weights(part.pair, 0), stride_, part.first - origin_, part.last - part.first, rows_,
+                            &threshold_[part.pair * rows_], index_ + at + part.first - origin_);
+    });
+    team.barrier.wait();
+  }
+  if (team.thread == 0) share_out(team.count);
+  team.barrier.wait();
+  for (const Piece& piece : pieces_[team.thread]) read(piece, shares_[team.thread * s_.pairs() + piece.pair]);
+  team.barrier.wait();
+  for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
+    ends_[i] = finish_row(i / rows_, static_cast<int>(i % rows_));
+}
+
+// Equal shares of all keys of all pairs, cut at pages.
+void Sweep::split(int threads) {
+  const int64_t page = s_.page, first_page = r_.start / page, pages = pages_, all = pages * s_.pairs();
+  segments_.assign(static_cast<size_t>(threads), {});
+  for (int t = 0; t < threads; ++t)
+    for (int64_t at = all * t / threads; at < all * (t + 1) / threads;) {
+      const int64_t pair = at / pages, until = std::min((pair + 1) * pages, all * (t + 1) / threads);
+      Segment part{};
+      part.pair = pair;
+      part.first = std::max(r_.start, (first_page + at % pages) * page);
+      part.last = std::min(r_.stop, (first_page + at % pages + until - at) * page);
+      std::fill_n(part.top, kMaxRows, -kInfinity);
+      std::fill_n(part.least, kMaxRows, kInfinity);
+      segments_[t].push_back(part);
+      at = until;
+    }
+}
+
+void Sweep::scan(Segment& part) {
+  const Tile& tile = *tiles_[part.pair];
+  each_page(part, [&](int64_t page, int64_t first, int64_t last) {
+    Terms* terms = terms_of(part.pair, page);
+    tile.terms(page, terms);
+    const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
+    float* upper = weights(part.pair, 0) + block * kBlock - origin_;
+    k_.scan(s_.block_codes(part.pair, block), s_.block_marks(part.pair, block), blocks, s_.width, tile.planes.data(),
+            tile.words.data(), rows_, terms, upper, stride_);
+    for (int row = 0; row < rows_; ++row) {
+      float* mine = upper + row * stride_;
+      // Lanes of the first and last block that hold no key.
+      for (int64_t i = block * kBlock; i < first; ++i) mine[i - block * kBlock] = -kInfinity;
+      for (int64_t i = last; i < (block + blocks) * kBlock; ++i) mine[i - block * kBlock] = -kInfinity;
+      hide(tile, row, first, last, mine - block * kBlock);
+      if (r_.softcap != 0.0) cap(mine, blocks * kBlock);
+      float top = k_.top(mine, blocks * kBlock);
+      if (top == kInfinity) top = finite_top(mine, blocks * kBlock);
+      part.top[row] = std::max(part.top[row], top);
+    }
+  });
+}
+
+float Sweep::finite_top(const float* upper, int64_t n) {
+  float largest = -kInfinity;
+  for (int64_t i = 0; i < n; ++i)
+    if (upper[i] < kInfinity) largest = std::max(largest, upper[i]);
+  return largest;
+}
+
+// Without a scan: 1 for keys that a row sees, 0 for others.
+void Sweep::reveal(Segment& part) {
+  const int64_t block = part.first / kBlock * kBlock, end = (part.last + kBlock - 1) / kBlock * kBlock;
+  for (int row = 0; row < rows_; ++row) {
+    float* mine = weights(part.pair, row) - origin_;
+    for (int64_t i = block; i < end; ++i) mine[i] = i >= part.first && i < part.last ? 1.0f : -kInfinity;
+    hide(*tiles_[part.pair], row, part.first, part.last, mine);
+    for (int64_t i = block; i < end; ++i) mine[i] = mine[i] == 1.0f ? 1.0f : 0.0f;
+  }
+}
+
+void Sweep::hide(const Tile& tile, int row, int64_t first, int64_t last, float* upper) const {
+  const Row& r = tile.row[row];
+  for (int64_t i = std::max(first, r.limit); i < last; ++i) upper[i] = -kInfinity;
+  if (!r_.mask) return;
+  const uint8_t* mask = r_.mask + r.batch * r_.mask_strides[0] + r.head * r_.mask_strides[1] + r.query * r_.mask_strides[2];
+  for (int64_t i = first; i < last; ++i)
+    if (!mask[(i - r_.start) * r_.mask_strides[3]]) upper[i] = -kInfinity;
+}
+
+// Slope at most 1: the bracket below an upper end holds after the cap as well.
+void Sweep::cap(float* upper, int64_t n) const {
+  const double most = r_.softcap, error = 32.0 * kUnit * most;
+  for (int64_t i = 0; i < n; ++i)
+    if (upper[i] != -kInfinity) upper[i] = float_up(most * std::tanh(static_cast<double>(upper[i]) / most) + error);
+}
+
+void Sweep::weigh(Segment& part) {
+  float level[kMaxRows];
+  for (int row = 0; row < rows_; ++row) level[row] = level_of(part.pair, row);
+  each_page(part, [&](int64_t page, int64_t first, int64_t last) {
+    const Terms* terms = terms_of(part.pair, page);
+    const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
+    for (int row = 0; row < rows_; ++row) {
+      const bool infinite = k_.weigh(weights(part.pair, row) + block * kBlock - origin_, s_.block_marks(part.pair, block),
+                                     blocks, terms[row], level[row], &part.sure[row], &part.least[row]);
+      part.infinite = part.infinite || infinite;
+    }
+  });
+}
+
+// The largest finite upper end of a row: what its weights refer to.
+float Sweep::level_of(int64_t pair, int row) {
+  float level = -kInfinity;
+  for (const auto& parts : segments_)
+    for (const Segment& part : parts)
+      if (part.pair == pair) level = std::max(level, part.top[row]);
+  return level > -kInfinity ? level : 0.0f;
+}
+
+void Sweep::cut(int64_t pair, int row, float* scratch) {
+  const Row& r = tiles_[pair]->row[row];
+  const int64_t i = pair * rows_ + row;
+  const float level = level_of(pair, row);
+  level_[i] = level;
+  double sure = 0.0;
+  float least = kInfinity;
+  for (const auto& parts : segments_)
+    for (const Segment& part : parts)
+      if (part.pair == pair) {
+        sure += part.sure[row];
+        least = std::min(least, part.least[row]);
+      }
+  if (r_.sink) sure += std::exp(std::min(r.sink - static_cast<double>(level), 700.0)) * (1.0 - 0x1p-30);
+  const double slack = 2.0 * r.eta + 4.0 * kSumError + 0x1p-20;
+  // Of the mass U left out at upper ends, at most U times `narrowest` is counted in `sure` at lower ends. So the head's
+  // is at least sure - narrowest U, and U <= epsilon / (1 - epsilon) of it is asked for.
+  const double narrowest = std::exp(-2.0 * static_cast<double>(least)) * (1.0 + 0x1p-30);
+  const double share = r_.epsilon / (1.0 - r_.epsilon + r_.epsilon * std::min(narrowest, 1.0));
+  const double budget = share * sure * std::max(0.0, 1.0 - slack);
+  threshold_[i] = k_.cut(weights(pair, row), stride_, budget, scratch, &rest_[i]);
+}
+
+}  // namespace tailbound
