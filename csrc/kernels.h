@@ -32,6 +32,8 @@ struct Gather {
   int64_t first, count;
   int rows;
   const float* query;     // (rows, padded width): scale * q, float32
+  const float* exact;     // (rows, padded width): q
+  float scale;
   int64_t query_stride;
   const float* weights;   // (rows, stride) upper weights by position from `origin`; null: every key has weight
   int64_t stride, origin;
@@ -59,11 +61,15 @@ struct Kernels {
   // Largest of n (a multiple of 16) upper ends that is not NaN; +inf if one is.
   float (*top)(const float* upper, int64_t n);
 
-  // In place, upper ends of some blocks of one page to weights: at least exp(upper - level), at least the smallest
-  // normal; 0 for -inf (hidden), +inf for NaN and +inf. Adds at most the sum of exp(lower - level) to *sure, and lowers *least to
-  // the smallest bracket of a finite end. Returns whether a weight is infinite.
-  bool (*weigh)(float* upper, const uint16_t* marks, int64_t blocks, const Terms& terms, float level, double* sure,
-                float* least);
+  // In place, upper ends (upper[row * stride + key]) of some blocks of one page to weights: at least exp(upper - level), at
+  // least the smallest normal; 0 for -inf (hidden), +inf for NaN and +inf. For each row, adds at most the sum of
+  // exp(lower - level) to *sure, and lowers *least to the smallest bracket of a finite end. Returns whether a weight is
+  // infinite.
+  bool (*weigh)(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, int rows, const Terms* terms,
+                const float* level, double* sure, float* least);
+
+  // Weights times a factor of at most 1, rounded up: at least the smallest normal, or 0 as before.
+  void (*shrink)(float* weights, int64_t n, float factor);
 
   // The threshold that leaves out as much weight as it can, at most `budget`; *rest is that weight, rounded up.
   // scratch: 2 n + 64 floats; n is a multiple of 16. Infinite weights are never left out.
@@ -96,6 +102,9 @@ extern const Kernels kAvx2Kernels;
 #endif
 #ifdef TAILBOUND_HAS_AVX512VNNI
 extern const Kernels kAvx512VnniKernels;
+#endif
+#ifdef TAILBOUND_HAS_AVX512BF16
+extern const Kernels kAvx512Bf16Kernels;
 #endif
 
 const Kernels& kernels(Level level);

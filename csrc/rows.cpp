@@ -31,6 +31,7 @@ Tile::Tile(const Store& s, const Request& r, int64_t p, int64_t first, int count
     : store(s), request(r), pair(p), rows(count), row(static_cast<size_t>(count)), padded((s.width + 15) / 16 * 16) {
   query.resize(static_cast<size_t>(rows * s.width));
   scaled.assign(static_cast<size_t>(rows * padded), 0.0f);
+  exact = scaled;
   words.assign(static_cast<size_t>(2 * rows), 0);
   planes.assign(static_cast<size_t>((s.width + 3) / 4 * 4 * rows * 2), 0);
   const int64_t group = r.heads / s.kv_heads;
@@ -104,14 +105,15 @@ void Tile::plan(const Kernels& kernels, int i) {
     const double x = q[d] * scale;
     top = std::max(top, std::fabs(x));
     scaled[static_cast<size_t>(i * padded + d)] = static_cast<float>(x);
+    exact[static_cast<size_t>(i * padded + d)] = static_cast<float>(q[d]);
   }
   const double flush = flush_norm(static_cast<double>(width));
   const double product = up(r.norm * up(size * key));
   const double flushed = up(up(up(r.norm + key) + flush) * up(flush * size)) + up(flush * key);
   const double rounded = up(product * (gamma32(kernels.logit_roundings(width)) + gamma(static_cast<double>(width) + 4)));
-  r.eta = up(up(rounded + flushed) + static_cast<double>(width) * kInputFlush + kFloor + kWeightRelative);
+  r.eta = up(up(rounded + flushed) + static_cast<double>(width) * kInputFlush * std::max(1.0, size) + kFloor + kWeightRelative);
   const double value = store.bounds[pair * 4 + 1];
-  r.plain = top < 0x1p100 && key < 0x1p100 && product < 0x1p100 && value < 0x1p110 && r.eta < 0x1p-8 &&
+  r.plain = top < 0x1p100 && key < 0x1p100 && product < 0x1p100 && r.norm < 0x1p100 && r.norm * key < 0x1p100 && value < 0x1p110 && r.eta < 0x1p-8 &&
             store.bounds[pair * 4 + 3] == 0.0 && request.softcap == 0.0;
 }
 

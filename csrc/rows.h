@@ -35,7 +35,7 @@ class Tile {
   int rows;
   std::vector<Row> row;
   std::vector<double> query;     // (rows, D) as given
-  std::vector<float> scaled;     // (rows, padded) scale * q
+  std::vector<float> scaled, exact;  // (rows, padded) scale * q, and q
   std::vector<int8_t> planes;    // as Kernels::scan takes them, and the sum of each plane
   std::vector<int32_t> words;
   int64_t padded;
