@@ -45,6 +45,12 @@ struct Gather {
   int32_t* kept;          // (rows) added to
 };
 
+// Of a query's words (bounds/interval.py): |q|, the unit t, a bound on |H q - t w|. Words are at most kWordMax.
+struct CodedQuery {
+  double norm, unit, error;
+};
+constexpr double kWordMax = 63.0 * 64.0 + 31.0;
+
 struct Kernels {
   // Sum of a[i] * b[i], exact for n <= 131071 (128 * 128 * n stays inside int32 there).
   int32_t (*dot_int8)(const int8_t* a, const int8_t* b, size_t n);
@@ -52,6 +58,14 @@ struct Kernels {
   // Code one key: D doubles and its page's centre to codes at a block's lane, and to marks (step, residual, extent).
   void (*code_key)(const double* key, const float* center, int64_t width, double* scratch, int8_t* codes, int64_t lane,
                    uint16_t* marks);
+
+  // Code one query: D doubles to two planes of words (coarse at planes[d / 4 * stride + d % 4], fine 4 further), whose sums are
+  // added to words[0] and words[1]. scratch: 2 D doubles.
+  CodedQuery (*code_query)(const double* query, int64_t width, double* scratch, int8_t* planes, int64_t stride,
+                           int32_t* words);
+
+  // Inner products of a page's centre with some queries (rows, D), and with itself; each in float64, in any order.
+  void (*center_products)(const float* center, int64_t width, const double* queries, int rows, double* out);
 
   // Upper ends of all keys of some blocks of one page for all rows: upper[row * stride + key].
   // planes: (ceil(D / 4), rows, 2, 4) int8, coarse then fine, zero where D ends; words: (rows, 2), the sum of each plane.

@@ -335,6 +335,7 @@ void dots_of_pairs(const uint8_t* const*, int64_t, const uint16_t*, int64_t, Vec
 
 }  // namespace
 
-const Kernels kAvx2Kernels{dot_int8, code_key, scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+const Kernels kAvx2Kernels{dot_int8, code_key, code_query, center_products,
+                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
 
 }  // namespace tailbound

@@ -3,6 +3,7 @@
 
 namespace tailbound {
 
-const Kernels kAvx512VnniKernels{dot_int8, code_key, scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+const Kernels kAvx512VnniKernels{dot_int8, code_key, code_query, center_products,
+                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
 
 }  // namespace tailbound

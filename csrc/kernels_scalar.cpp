@@ -131,7 +131,8 @@ double logit_roundings(int64_t) { return 2.0; }  // the query's own; the rest is
 
 }  // namespace
 
-const Kernels kScalarKernels{dot_int8, code_key, scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+const Kernels kScalarKernels{dot_int8, code_key, code_query, center_products,
+                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
 
 const Kernels& kernels(Level level) {
   switch (level) {

@@ -22,13 +22,14 @@ struct Row {
 // The rows of one tile for one (batch, KV head), and the buffers they need.
 class Tile {
  public:
-  Tile(const Store& store, const Request& request, int64_t pair, int64_t first, int rows);
+  Tile(const Kernels& kernels, const Store& store, const Request& request, int64_t pair, int64_t first, int rows);
 
-  void plan(const Kernels& kernels, int row);
+  void plan(int row);
 
   // The terms of all rows for one page.
   void terms(int64_t page, Terms* out) const;
 
+  const Kernels& kernels;
   const Store& store;
   const Request& request;
   int64_t pair;

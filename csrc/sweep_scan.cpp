@@ -11,7 +11,7 @@ Sweep::Sweep(const Kernels& kernels, const Store& store, const Request& request,
     : k_(kernels), s_(store), r_(request), rows_(rows), threads_(threads) {
   origin_ = r_.start / kBlock * kBlock;
   stride_ = (r_.stop - origin_ + kBlock - 1) / kBlock * kBlock;
-  for (int64_t p = 0; p < s_.pairs(); ++p) tiles_.emplace_back(new Tile(s_, r_, p, first, rows));
+  for (int64_t p = 0; p < s_.pairs(); ++p) tiles_.emplace_back(new Tile(k_, s_, r_, p, first, rows));
   scans_ = r_.epsilon > 0.0 && r_.stop - r_.start > r_.dense_below;
   weighs_ = scans_ || r_.mask != nullptr;
   pages_ = (r_.stop + s_.page - 1) / s_.page - r_.start / s_.page;
@@ -39,7 +39,7 @@ int64_t Sweep::run(int64_t* counts, Once& once) {
 
 void Sweep::work(const Team& team) {
   for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
-    tiles_[i / rows_]->plan(k_, static_cast<int>(i % rows_));
+    tiles_[i / rows_]->plan(static_cast<int>(i % rows_));
   if (team.thread == 0) split(team.count);
   team.barrier.wait();
   if (weighs_) {
