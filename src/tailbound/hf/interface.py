@@ -100,7 +100,7 @@ def _certified(
         query,
         key,
         value,
-        epsilon=session.epsilon,
+        epsilon=session.epsilon.of(layer, query.shape[1]),  # pyright: ignore[reportArgumentType]  (by head: to come)
         scale=scale,
         attn_mask=mask,
         is_causal=causal,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from tailbound.hf.budget import Budget
 from tailbound.hf.ledger import Ledger
 from tailbound.result import Attention
 
@@ -36,7 +37,7 @@ class Observation(NamedTuple):
 class Session(NamedTuple):
     """One `certify` context."""
 
-    epsilon: float
+    epsilon: Budget
     ledger: Ledger
     record: bool
     observe: Callable[[Observation], None] | None
