@@ -21,10 +21,10 @@ from tailbound.hf.tally import MEASURES, RANK_ERROR
 TV = (0.0, 0.001, 0.01, 0.02, 0.02, 0.3, 1.0, math.nan)
 
 
-def certificate(random, shape):
+def certificate(random, shape, tv=TV):
     status = random.integers(0, len(Status), shape)
     return Certificate(
-        torch.from_numpy(random.choice(TV, shape)),
+        torch.from_numpy(random.choice(tv, shape)),
         torch.from_numpy(random.choice((0.0, 1.5, random.random(), math.inf), shape)),
         torch.from_numpy(random.integers(0, 50, shape).astype(np.int32)),
         torch.from_numpy(status.astype(np.uint8)),
@@ -47,11 +47,11 @@ def histories(draw):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "CHUNK_ROWS", chunk)
         kept = Ledger(last)
-    rows = []
+    rows, tv = [], TV[: draw(st.integers(3, len(TV)))]
     for _ in range(draw(st.integers(0, 12))):
         layer = draw(st.sampled_from((0, 1, 5)))
         shape = draw(st.tuples(st.integers(0, 2), st.just(2 + layer), st.integers(0, 3)))
-        issued, seen = certificate(random, shape), random.integers(0, 60, (shape[0], 1, shape[2]))
+        issued, seen = certificate(random, shape, tv), random.integers(0, 60, (shape[0], 1, shape[2]))
         step = kept.next_step(layer)
         kept.record(step, layer, issued, torch.from_numpy(seen))
         rows += listed(step, layer, issued, np.broadcast_to(seen, shape))

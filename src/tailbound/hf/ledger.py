@@ -22,7 +22,7 @@ CHUNK_ROWS = 2**13
 """Rows folded at once: 30 decode steps of SmolLM2-135M (30 layers of 9 heads)."""
 
 LAST = 2**19
-"""Rows held whole unless asked otherwise: 28 MB, or 1,941 decode steps of SmolLM2-135M."""
+"""Rows held whole unless asked otherwise: 24 MB, or 1,941 decode steps of SmolLM2-135M."""
 
 
 class CertificateError(AssertionError):
@@ -37,7 +37,7 @@ class Ledger:
     where it was issued, and quantiles within `tally.RANK_ERROR`. So `statuses`, `by_layer` and the verdict of
     `assert_within` are about every certificate.
 
-    Safe to fill from several threads. Memory: 53 bytes a row held, 24 kB a head, and 0.2 MB.
+    Safe to fill from several threads. Memory: 45 bytes a row held, 24 kB a head, and 0.2 MB.
 
     Args:
         last: how many certificates to hold whole. One decode step issues layers times heads times batch entries.
@@ -163,7 +163,7 @@ class Ledger:
         status = Status(int(worst["status"]))
         raise CertificateError(
             f"{'at least ' if gone else ''}{count} of {issued} certificates exceed {budget}; the farthest over is tv "
-            f"{worst['tv']:.3g} against {limits[at]:.3g} at {place}: {status.name}. {_advice(status, budget)}"
+            f"{worst['tv']:.6g} against {limits[at]:.6g} at {place}: {status.name}. {_advice(status, budget)}"
         )
 
     def to_parquet(self, path: str | os.PathLike[str], overwrite: bool = False) -> tuple[Path, Path]:
