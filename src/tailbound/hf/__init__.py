@@ -6,6 +6,7 @@
 >>> ledger.assert_within(0.01)  # doctest: +SKIP
 """
 
+from tailbound.hf.cache import CertifiedCache, CertifiedLayer
 from tailbound.hf.certifying import certify
 from tailbound.hf.interface import NAME, install
 from tailbound.hf.ledger import CertificateError, LayerSummary, Ledger
@@ -14,6 +15,8 @@ from tailbound.hf.session import Observation
 __all__ = [
     "NAME",
     "CertificateError",
+    "CertifiedCache",
+    "CertifiedLayer",
     "LayerSummary",
     "Ledger",
     "Observation",
