@@ -7,6 +7,7 @@
 """
 
 from tailbound.hf.budget import Budget
+from tailbound.hf.cache import CertifiedCache, CertifiedLayer
 from tailbound.hf.certifying import certify
 from tailbound.hf.interface import NAME, install
 from tailbound.hf.ledger import CertificateError, Ledger
@@ -17,6 +18,8 @@ __all__ = [
     "NAME",
     "Budget",
     "CertificateError",
+    "CertifiedCache",
+    "CertifiedLayer",
     "HeadSummary",
     "LayerSummary",
     "Ledger",
