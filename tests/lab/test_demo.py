@@ -55,10 +55,10 @@ def test_a_violation_is_counted_and_fails_the_command(monkeypatch):
         return truth.Truth(found.tv * 10, found.output_error)
 
     monkeypatch.setattr(truth, "judge", inflated)
-    result = demo.run(demo.Options(context=64, tokens=2, epsilon=0.1), Quiet())
+    result = demo.run(demo.Options(context=400, tokens=2, epsilon=0.1), Quiet())
     assert result.violations > 0
     monkeypatch.setattr(
-        sys, "argv", ["tailbound", "demo", "--context", "64", "--tokens", "2", "--epsilon", "0.1", "--json"]
+        sys, "argv", ["tailbound", "demo", "--context", "400", "--tokens", "2", "--epsilon", "0.1", "--json"]
     )
     from tailbound.cli import main
 

@@ -25,19 +25,20 @@ class KVIndex:
     (500, True)
     """
 
-    def __init__(self, key: Float[Tensor, "B Hkv Tk D"], value: Float[Tensor, "B Hkv Tk Dv"]) -> None:
+    def __init__(self, key: Float[Tensor, "B Hkv Tk D"], value: Float[Tensor, "B Hkv Tk Dv"], *, room: int = 0) -> None:
         """Build from a prefill; Tk may be 0.
 
         Args:
             key: (B, Hkv, Tk, D), float16, bfloat16 or float32.
             value: (B, Hkv, Tk, Dv), same dtype and device.
+            room: how many keys shall fit before the buffers are replaced; at least Tk do.
 
         Raises:
             ValueError: shapes or devices that do not fit, or tensors that require grad.
             TypeError: dtypes that do not fit.
         """
         check_stored(key, value)
-        self._store = Store.empty(key, value, key.shape[2])
+        self._store = Store.empty(key, value, max(room, key.shape[2]))
         self._handle: native.Handle | None = None
         self._write(key, value)
 
@@ -70,6 +71,11 @@ class KVIndex:
     def value(self) -> Tensor:
         """The values held, (B, Hkv, Tk, Dv): a view that is valid until the index changes. Do not write to it."""
         return self._store.values()
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        """Version counters of the memory of keys and values: they move if anyone writes into `key` or `value`."""
+        return self._store.key._version, self._store.value._version
 
     def append(self, key: Float[Tensor, "B Hkv T D"], value: Float[Tensor, "B Hkv T Dv"]) -> None:
         """Add keys and values after those held, in place.

@@ -6,7 +6,7 @@ Both are needed: for a name without a mask function transformers builds no mask 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tailbound.engine.api import attention
+from tailbound.hf.cache import index_of, why_no_index
 from tailbound.hf.session import Observation, Session, session_of
+from tailbound.result import Attention
 
 NAME = "tailbound"
 """The `attn_implementation` that `install` registers."""
@@ -25,7 +27,35 @@ MAX_QUERIES = 16
 """Calls with more queries than this are prefill, and served exactly."""
 
 _log = logging.getLogger("tailbound")
-_warned = False
+_said: set[str] = set()
+
+
+class Call(NamedTuple):
+    """One attention call of a model: query (B, Hq, T, D), key (B, Hkv, n, D), value (B, Hkv, n, Dv)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    is_causal: bool
+    softcap: float | None
+    sink: Tensor | None
+
+    def anywhere(self, epsilon: float, return_kept: bool = False) -> Attention:
+        """Answer it from the tensors alone, in float64 and differentiably. Causal queries are the first positions."""
+        return attention(
+            self.query,
+            self.key,
+            self.value,
+            epsilon=epsilon,
+            scale=self.scale,
+            attn_mask=self.mask,
+            is_causal=self.is_causal,
+            softcap=self.softcap,
+            sink=self.sink,
+            return_kept=return_kept,
+        )
 
 
 def install() -> None:
@@ -54,70 +84,69 @@ def attend(
     Returns the output as (B, Tq, Hq, Dv), and None for the weights.
     """
     session = session_of(module)
-    reason = _why_exact(module, query, dropout, kwargs)
+    causal = _causal(module, query, attention_mask, kwargs)
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    call = Call(query, key, value, attention_mask, scale, causal, softcap, s_aux)
     if session is None:
-        _warn_once()
-    elif reason is not None:
-        session.ledger.record_exact(getattr(module, "layer_idx", None), reason)
+        _say_once(OUTSIDE)
     else:
-        return _certified(session, module, query, key, value, attention_mask, scaling, softcap, s_aux, kwargs), None
+        reason = _why_exact(module, query, dropout, kwargs)
+        answer = _certified(session, module, call) if reason is None else reason
+        if not isinstance(answer, str):
+            return answer.transpose(1, 2).contiguous(), None  # for one query a view: nothing is copied
+        session.ledger.record_exact(getattr(module, "layer_idx", None), answer)
     if softcap is None and s_aux is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     if kwargs.get("position_bias") is not None or dropout:
         raise ValueError(f"{type(module).__name__}: soft-capping or sinks together with a position bias or dropout")
-    exact = attention(
-        query,
-        key,
-        value,
-        epsilon=0.0,
-        scale=scaling,
-        attn_mask=attention_mask,
-        is_causal=_causal(module, query, attention_mask, kwargs),
-        softcap=softcap,
-        sink=s_aux,
-    )
-    return exact.output.transpose(1, 2).contiguous(), None
+    return call.anywhere(0.0).output.transpose(1, 2).contiguous(), None
 
 
-def _certified(
-    session: Session,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    sink: Tensor | None,
-    kwargs: dict[str, Any],
-) -> Tensor:
-    layer = int(module.layer_idx)  # pyright: ignore[reportArgumentType]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = _causal(module, query, mask, kwargs)
-    answer = attention(
-        query,
-        key,
-        value,
-        epsilon=session.epsilon,
-        scale=scale,
-        attn_mask=mask,
-        is_causal=causal,
-        softcap=softcap,
-        sink=sink,
-        return_kept=session.observe is not None,
-    )
+def _certified(session: Session, module: nn.Module, call: Call) -> Tensor | str:
+    """The output (B, Hq, T, Dv), its certificate written down; or why there is none."""
+    layer, heads = int(module.layer_idx), call.query.shape[1]  # pyright: ignore[reportArgumentType]
+    answer = _answer(call, session.budget(layer, heads), session.observe is not None)
+    if isinstance(answer, str):
+        return answer
     step = session.ledger.next_step(layer)
     if session.record:
-        session.ledger.record(step, layer, answer.certificate, _visible_count(mask, causal, query, key))
+        session.ledger.record(step, layer, answer.certificate, _visible_count(call))
     if session.observe is not None:
-        session.observe(Observation(step, layer, query, key, value, mask, scale, answer))
-    return answer.output.transpose(1, 2).contiguous()
+        mask = call.mask if call.mask is not None or not call.is_causal else _causal_mask(call)
+        session.observe(Observation(step, layer, call.query, call.key, call.value, mask, call.scale, answer))
+    return answer.output
+
+
+def _answer(call: Call, epsilon: float, return_kept: bool) -> Attention | str:
+    """Certified attention from the index of the keys, or where no index can hold them from the tensors."""
+    query, key = call.query, call.key
+    index = index_of(key, call.value)
+    if index is not None and not (call.is_causal and query.shape[2] != key.shape[2]):
+        return index.attend(
+            query,
+            epsilon=epsilon,
+            scale=None if call.scale == query.shape[3] ** -0.5 else call.scale,
+            attn_mask=call.mask,
+            is_causal=call.is_causal,
+            softcap=call.softcap,
+            sink=call.sink,
+            return_kept=return_kept,
+        )
+    if index is not None:
+        return "causal queries without a mask that are not all positions"
+    if not query.dtype == key.dtype == call.value.dtype:
+        return "query, key and value have different dtypes"
+    followed = torch.is_grad_enabled() and (key.requires_grad or call.value.requires_grad)
+    if not followed and key.dtype is not torch.float64:
+        return why_no_index(key, call.value)
+    _say_once(FOLLOWED if followed else DOUBLE)
+    return call.anywhere(epsilon, return_kept)
 
 
 def _why_exact(module: nn.Module, query: Tensor, dropout: float, kwargs: dict[str, Any]) -> str | None:
-    """Why a call under `certify` is answered exactly; None if it is certified."""
+    """Why a call under `certify` is answered exactly, whatever its keys are; None if it need not be."""
     if query.shape[2] > MAX_QUERIES:
         return f"more than {MAX_QUERIES} queries (prefill)"
     if dropout:
@@ -133,25 +162,43 @@ def _why_exact(module: nn.Module, query: Tensor, dropout: float, kwargs: dict[st
 
 def _causal(module: nn.Module, query: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
     """transformers leaves the mask out where a causal one over equal lengths would do."""
+    if mask is not None or query.shape[2] == 1:
+        return False
     asked = kwargs.get("is_causal")
-    causal = bool(getattr(module, "is_causal", True)) if asked is None else bool(asked)
-    return mask is None and query.shape[2] > 1 and causal
+    return bool(getattr(module, "is_causal", True)) if asked is None else bool(asked)
 
 
-def _visible_count(mask: Tensor | None, causal: bool, query: Tensor, key: Tensor) -> Tensor:
-    if causal:
-        return torch.arange(1, query.shape[2] + 1).clamp_max(key.shape[2])
-    if mask is None:
-        return torch.tensor(key.shape[2])
-    seen = mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min
+def _causal_mask(call: Call) -> Tensor:
+    """What `is_causal` hides, as a mask (T, n), top-left aligned."""
+    return torch.ones(call.query.shape[2], call.key.shape[2], dtype=torch.bool, device=call.query.device).tril()
+
+
+def _visible_count(call: Call) -> Tensor:
+    """How many keys each row may see, in a shape that expands to (B, Hq, T)."""
+    if call.is_causal:
+        return torch.arange(1, call.query.shape[2] + 1).clamp_max(call.key.shape[2])
+    if call.mask is None:
+        return torch.tensor(call.key.shape[2])
+    seen = call.mask if call.mask.dtype is torch.bool else call.mask > torch.finfo(call.mask.dtype).min
     return seen.sum(-1)
 
 
-def _warn_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning(
-            'attn_implementation="tailbound" outside tailbound.hf.certify: attention is exact and no certificate is '
-            "issued. Wrap the calls in `with tailbound.hf.certify(model, epsilon=...)`."
-        )
+OUTSIDE = (
+    'attn_implementation="tailbound" outside tailbound.hf.certify: attention is exact and no certificate is '
+    "issued. Wrap the calls in `with tailbound.hf.certify(model, epsilon=...)`."
+)
+FOLLOWED = (
+    "gradients are on, so attention is certified by tailbound.attention, which keeps them but reads every key in "
+    "float64: slow. Wrap the calls in torch.no_grad() to be served from the cache's index."
+)
+DOUBLE = (
+    "the model is in float64, which an index cannot hold: attention is certified by tailbound.attention, which reads "
+    "every key: slow. Load the model in float32, bfloat16 or float16."
+)
+
+
+def _say_once(words: str) -> None:
+    """What someone who waits should know, once a process."""
+    if words not in _said:
+        _said.add(words)
+        _log.warning("%s", words)

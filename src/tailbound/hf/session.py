@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from tailbound.hf.budget import Budget
 from tailbound.hf.ledger import Ledger
 from tailbound.result import Attention
 
@@ -34,37 +36,48 @@ class Observation(NamedTuple):
 
 
 class Session(NamedTuple):
-    """One `certify` context."""
+    """One `certify` context; `thread` entered it."""
 
-    epsilon: float
+    epsilon: Budget
     ledger: Ledger
     record: bool
     observe: Callable[[Observation], None] | None
+    thread: int
+
+    def budget(self, layer: int, heads: int) -> float:
+        """The epsilon of a layer's attention calls."""
+        return self.epsilon.of(layer, heads)  # pyright: ignore[reportReturnType]  (float64 (heads,) is to come)
 
 
-_sessions: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
+_sessions: weakref.WeakKeyDictionary[nn.Module, tuple[Session, ...]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def session_of(module: nn.Module) -> Session | None:
-    """The session that a module belongs to now."""
-    return _sessions.get(module)
+    """The session that serves a module's calls in this thread: the last one entered here, or else by any thread."""
+    entered = _sessions.get(module)
+    if entered is None:
+        return None
+    if len(entered) == 1:
+        return entered[0]
+    thread = threading.get_ident()
+    return next((session for session in reversed(entered) if session.thread == thread), entered[-1])
 
 
-def enter(modules: Iterable[nn.Module], session: Session) -> list[tuple[nn.Module, Session | None]]:
-    """Put modules under a session; returns what `leave` needs to put the earlier state back."""
+@contextmanager
+def under(modules: Iterable[nn.Module], session: Session) -> Iterator[None]:
+    """Put modules under a session for the length of a block; blocks may overlap in any order."""
+    held = list(modules)
     with _lock:
-        before = [(module, _sessions.get(module)) for module in modules]
-        for module, _ in before:
-            _sessions[module] = session
-        return before
-
-
-def leave(before: Iterable[tuple[nn.Module, Session | None]]) -> None:
-    """Undo `enter`."""
-    with _lock:
-        for module, earlier in before:
-            if earlier is None:
-                _sessions.pop(module, None)
-            else:
-                _sessions[module] = earlier
+        for module in held:
+            _sessions[module] = (*_sessions.get(module, ()), session)
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in held:
+                left = tuple(other for other in _sessions[module] if other is not session)
+                if left:
+                    _sessions[module] = left
+                else:
+                    del _sessions[module]
