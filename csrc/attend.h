@@ -11,6 +11,7 @@ struct Request {
   int64_t heads, queries;
   int64_t start, stop;  // positions held
   double epsilon, scale;
+  const double* epsilons;  // one for each head in the place of `epsilon`, or null
   double softcap;  // 0: none
   bool causal;     // the queries are the last positions
   const uint8_t* mask;  // bool (batch, heads, queries, stop - start) by strides, or null

@@ -78,7 +78,7 @@ void append(const tailbound::Store& store, Address key, Strides key_strides, Add
 }
 
 int64_t attend(const tailbound::Store& store, Address query, Strides strides, int64_t heads, int64_t queries, int64_t start,
-               int64_t stop, double epsilon, double scale, double softcap, bool causal, Address mask,
+               int64_t stop, double epsilon, Address epsilons, double scale, double softcap, bool causal, Address mask,
                std::tuple<int64_t, int64_t, int64_t, int64_t> mask_strides, Address sink, int64_t dense_below,
                double dense_share, Address output,
                Address tv, Address error, Address kept, Address status, Address kept_set, Address counts, int threads) {
@@ -92,6 +92,7 @@ int64_t attend(const tailbound::Store& store, Address query, Strides strides, in
   r.start = start;
   r.stop = stop;
   r.epsilon = epsilon;
+  r.epsilons = at<const double>(epsilons);
   r.scale = scale;
   r.softcap = softcap;
   r.causal = causal;

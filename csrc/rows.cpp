@@ -31,6 +31,7 @@ Tile::Tile(const Kernels& k, const Store& s, const Request& r, int64_t p, int64_
     out.query = flat % r.queries;
     out.limit = r.causal ? std::max(r.start, r.stop - r.queries + out.query + 1) : r.stop;
     out.visible = out.limit - r.start;
+    out.epsilon = r.epsilons ? r.epsilons[out.head] : r.epsilon;
     out.sink = r.sink ? r.sink[(out.batch * r.heads + out.head) * r.queries + out.query]
                       : -std::numeric_limits<double>::infinity();
   }

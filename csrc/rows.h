@@ -11,6 +11,7 @@ struct Row {
   int64_t batch, head, query;  // which row of the call
   int64_t limit;               // sees positions before it
   int64_t visible;             // how many it sees
+  double epsilon;
   double norm, unit, coding;   // |q|, t, bound on |H q - t w|
   double eta;                  // error of a float32 logit of the gather, nats, the weight's own included
   bool finite, plain;          // plain: float32 is wide enough

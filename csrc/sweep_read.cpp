@@ -220,7 +220,7 @@ Sweep::End Sweep::finish_row(int64_t pair, int row) {
     verdict = answer(parts.data(), static_cast<int>(parts.size()), r.sink, r_.sink != nullptr,
                      accuracy(pair, row, wide), s_, pair, output);
   End end = kPlanned;
-  if (verdict.finite && verdict.tv > r_.epsilon) {  // the bracket was too wide after all
+  if (verdict.finite && verdict.tv > r.epsilon) {  // the bracket was too wide after all
     end = kReread;
     kept = saw;
     verdict = read_all(pair, row, output);

@@ -12,7 +12,8 @@ Sweep::Sweep(const Kernels& kernels, const Store& store, const Request& request,
   origin_ = r_.start / kBlock * kBlock;
   stride_ = (r_.stop - origin_ + kBlock - 1) / kBlock * kBlock;
   for (int64_t p = 0; p < s_.pairs(); ++p) tiles_.emplace_back(new Tile(k_, s_, r_, p, first, rows));
-  scans_ = r_.epsilon > 0.0 && r_.stop - r_.start > r_.dense_below;
+  const bool sparse = r_.epsilons ? std::any_of(r_.epsilons, r_.epsilons + r_.heads, [](double e) { return e > 0.0; }) : r_.epsilon > 0.0;
+  scans_ = sparse && r_.stop - r_.start > r_.dense_below;
   weighs_ = scans_ || r_.mask != nullptr;
   pages_ = (r_.stop + s_.page - 1) / s_.page - r_.start / s_.page;
   if (weighs_) {
@@ -195,7 +196,7 @@ void Sweep::cut(int64_t pair, int row, float* scratch) {
   // Of the mass U left out at upper ends, at most U times `narrowest` is counted in `sure` at lower ends. So the head's
   // is at least sure - narrowest U, and U <= epsilon / (1 - epsilon) of it is asked for.
   const double narrowest = std::exp(-2.0 * static_cast<double>(least)) * (1.0 + 0x1p-30);
-  const double share = r_.epsilon / (1.0 - r_.epsilon + r_.epsilon * std::min(narrowest, 1.0));
+  const double share = r.epsilon / (1.0 - r.epsilon + r.epsilon * std::min(narrowest, 1.0));
   const double budget = share * sure * std::max(0.0, 1.0 - slack);
   threshold_[i] = k_.cut(weights(pair, row), stride_, budget, scratch, &rest_[i]);
 }

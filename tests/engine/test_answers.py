@@ -26,6 +26,46 @@ def test_epsilon_out_of_range_names_value_and_range(impl, epsilon):
         attend(*tensors(), epsilon=epsilon, impl=impl)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_each_head_may_have_its_own_epsilon(impl, dtype):
+    gen = torch.Generator().manual_seed(5)
+    budgets = torch.tensor([0.0, 1e-6, 0.05, 0.6], dtype=dtype)
+    query, key = 3 * torch.randn(2, 4, 2, 8, generator=gen), torch.randn(2, 4, 300, 8, generator=gen)
+    value = torch.randn(2, 4, 300, 4, generator=gen)
+    q, k, v = (x.to(dtype) for x in (query, key, value))
+    together = attend(q, k, v, epsilon=budgets, return_kept=True, impl=impl)
+    for head, budget in enumerate(budgets.tolist()):
+        mine = (slice(None), slice(head, head + 1))
+        alone = attend(q[mine], k[mine], v[mine], epsilon=budget, return_kept=True, impl=impl)
+        assert (together.certificate.tv[mine] <= budget).all()
+        if budget:  # at 0 a call for itself needs no scan, and sees the same keys
+            assert torch.equal(together.kept[mine], alone.kept)
+        assert torch.equal(together.certificate.status[mine], alone.certificate.status)
+        torch.testing.assert_close(together.output[mine], alone.output, rtol=1e-2, atol=1e-5)
+    assert (together.certificate.status[:, 0] == Status.DENSE).all()
+    assert (together.certificate.kept[:, 3] < together.certificate.kept[:, 2]).all()
+    grouped = attend(q, k[:, :2], v[:, :2], epsilon=budgets, impl=impl)
+    assert (grouped.certificate.tv.amax((0, 2)) <= budgets).all()
+    one = attend(q, k, v, epsilon=torch.tensor(0.05), impl=impl)
+    assert (one.certificate.tv <= 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "words"),
+    [
+        (torch.tensor([0.1, 0.1, 0.1]), r"shape \(3,\).*\(2,\)"),
+        (torch.tensor([[0.1, 0.1]]), r"shape \(1, 2\)"),
+        (torch.tensor([0, 0]), "int64"),
+        (torch.tensor([0.1, 1.0]), r"epsilon=1.0 is out of range"),
+        (torch.tensor([0.1, math.nan]), r"epsilon=nan is out of range"),
+        (torch.tensor(2.0), r"epsilon=2.0 is out of range"),
+    ],
+)
+def test_epsilons_that_do_not_fit_the_heads_are_refused(impl, epsilon, words):
+    with pytest.raises(ValueError, match=words):
+        attend(*tensors(), epsilon=epsilon, impl=impl)
+
+
 def test_epsilon_zero_is_dense_and_equals_sdpa(impl):
     for options in (
         {},

@@ -15,14 +15,24 @@ def made(keys=300, dtype=torch.float32, batch=1, kv_heads=2, width=8, value_widt
 
 
 ARGUMENTS = {
-    "plain": (0.05, None, None, False, None, None, None),
-    "dense": (0.0, None, None, False, None, None, None),
-    "causal": (0.05, 0.3, None, True, None, None, None),
-    "mask": (0.05, None, torch.rand(3, 300, generator=torch.Generator().manual_seed(1)) < 0.7, False, None, None, None),
-    "bias": (0.05, None, torch.zeros(1, 1, 3, 300), False, None, None, None),
-    "cap and sink": (0.05, None, None, True, 4.0, torch.zeros(4), None),
-    "native": (0.05, None, None, False, None, None, True),
-    "torch": (0.05, None, None, False, None, None, False),
+    "plain": (0.05, None, None, None, False, None, None, None),
+    "heads": (0.0, torch.tensor([0.0, 0.1, 0.2, 0.3], dtype=torch.float64), None, None, False, None, None, None),
+    "dense": (0.0, None, None, None, False, None, None, None),
+    "causal": (0.05, None, 0.3, None, True, None, None, None),
+    "mask": (
+        0.05,
+        None,
+        None,
+        torch.rand(3, 300, generator=torch.Generator().manual_seed(1)) < 0.7,
+        False,
+        None,
+        None,
+        None,
+    ),
+    "bias": (0.05, None, None, torch.zeros(1, 1, 3, 300), False, None, None, None),
+    "cap and sink": (0.05, None, None, None, True, 4.0, torch.zeros(4), None),
+    "native": (0.05, None, None, None, False, None, None, True),
+    "torch": (0.05, None, None, None, False, None, None, False),
 }
 
 
@@ -63,11 +73,18 @@ def steps(call, count=20, keys=250, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"is_causal": True, "softcap": 3.0}, {"sink": 1.0}, {"impl": "torch"}, {"impl": "native", "scale": 0.5}],
+    [
+        {},
+        {"is_causal": True, "softcap": 3.0},
+        {"sink": 1.0},
+        {"epsilon": torch.tensor([0.0, 0.1, 0.2, 0.3])},
+        {"impl": "torch"},
+        {"impl": "native", "scale": 0.5},
+    ],
 )
 def test_twenty_appends_and_a_growth_compile_at_most_twice(options):
     torch._dynamo.utils.counters.clear()
-    counter = steps(lambda index, query: index.attend(query, epsilon=0.05, **options))
+    counter = steps(lambda index, query: index.attend(query, **{"epsilon": 0.05, **options}))
     assert counter.frame_count <= 2
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counter.frame_count
     assert not torch._dynamo.utils.counters["graph_break"]

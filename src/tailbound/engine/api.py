@@ -25,7 +25,7 @@ def attention(
     key: Float[Tensor, "B Hkv Tk D"],
     value: Float[Tensor, "B Hkv Tk Dv"],
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     scale: float | None = None,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
@@ -45,7 +45,8 @@ def attention(
         query: (B, Hq, Tq, D), float16, bfloat16, float32 or float64.
         key: (B, Hkv, Tk, D), same dtype and device.
         value: (B, Hkv, Tk, Dv), same dtype and device.
-        epsilon: budget of total variation, in [0, 1). At 0 the answer is dense and `tv` is 0.
+        epsilon: budget of total variation, in [0, 1): one number, or a tensor (Hq,) with one for each query head. At 0
+            the answer is dense and `tv` is 0.
         scale: multiplies `q.k`; any finite number. Default: the float64 nearest to `1 / sqrt(D)`.
         attn_mask: bool (True: visible) or a floating-point bias added to the logits, broadcastable to
             (B, Hq, Tq, Tk). A bias at or below the finite minimum of its dtype hides the key.

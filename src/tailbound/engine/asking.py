@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tailbound.engine import native, sketched
-from tailbound.engine.check import Call, check_call, check_epsilon, check_pair
+from tailbound.engine.check import Call, check_call, check_epsilon, check_epsilons, check_pair
 from tailbound.engine.present import counts, every_key, nothing, present
 from tailbound.engine.store import DTYPES, Store
 from tailbound.result import Attention, Certificate, Stats, Status
@@ -18,7 +18,7 @@ class Question(NamedTuple):
     """The arguments of `KVIndex.attend`, as they came."""
 
     query: Tensor
-    epsilon: float
+    epsilon: float | Tensor
     scale: float | None
     attn_mask: Tensor | None
     is_causal: bool
@@ -44,7 +44,8 @@ def ask(question: Question, store: Store, handle: native.Handle | None, return_k
         ValueError, TypeError: as `KVIndex.attend`.
     """
     if handle is not None and question.plain() and _is_plain_query(question.query, store):
-        query, epsilon = question.query, check_epsilon(question.epsilon)
+        query, epsilon = question.query, question.epsilon
+        epsilon = check_epsilons(epsilon, query.shape[1]) if isinstance(epsilon, Tensor) else check_epsilon(epsilon)
         found, costs, spoiled = handle.attend(
             store, query, epsilon, query.shape[3] ** -0.5, bool(question.is_causal), return_kept=return_kept
         )

@@ -42,7 +42,7 @@ def _rows(call: Call, rows: Rows, ball: ValueBall, return_kept: bool) -> Answer:
     nonfinite = ~rows.finite | (visible & ~usable).any(-1)
     sink = _sink(call, rows)
     shift = shift_of(logits, visible, sink)
-    head = smallest_head(logits, error, visible, shift, sink, call.epsilon)
+    head = smallest_head(logits, error, visible, shift, sink, call.budget)
 
     def state(span: slice) -> Partial:
         within = (..., span)

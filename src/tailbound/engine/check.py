@@ -15,14 +15,15 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Call(NamedTuple):
     """One validated attention call.
 
-    `visible` and `bias` are None or four-dimensional and expanded to (B, Hq, Tq, Tk) without a copy; `sink` is None or
-    float64 and expanded to (B, Hq, Tq). Under `is_causal`, query i sees keys 0 to `i + offset`.
+    `epsilon` is float64 (Hq,) on the CPU. `visible` and `bias` are None or four-dimensional and expanded to (B, Hq, Tq,
+    Tk) without a copy; `sink` is None or float64 and expanded to (B, Hq, Tq). Under `is_causal`, query i sees keys 0 to
+    `i + offset`.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
-    epsilon: float
+    epsilon: Tensor
     scale: float
     visible: Tensor | None
     bias: Tensor | None
@@ -35,6 +36,11 @@ class Call(NamedTuple):
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.query.shape[1] // self.key.shape[1] if self.key.shape[1] else 1
+
+    @property
+    def budget(self) -> Tensor:
+        """`epsilon` as (Hkv, G, 1), for rows grouped by KV head; on the device of the query."""
+        return self.epsilon.to(self.query.device).reshape(self.key.shape[1], self.group, 1)
 
     @property
     def rows(self) -> tuple[int, int, int]:
@@ -52,7 +58,7 @@ def check_call(
     key: Tensor,
     value: Tensor,
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     scale: float | None,
     attn_mask: Tensor | None,
     is_causal: bool,
@@ -73,7 +79,7 @@ def check_call(
         query=query,
         key=key,
         value=value,
-        epsilon=check_epsilon(epsilon),
+        epsilon=check_epsilons(epsilon, query.shape[1]),
         scale=query.shape[3] ** -0.5 if scale is None else _check_number("scale", scale),
         visible=visible,
         bias=bias,
@@ -94,6 +100,21 @@ def check_epsilon(epsilon: float) -> float:
     if not 0.0 <= float(epsilon) < 1.0:
         raise ValueError(f"epsilon={epsilon!r} is out of range; {allowed}")
     return float(epsilon)
+
+
+def check_epsilons(epsilon: float | Tensor, heads: int) -> Tensor:
+    """Budgets of so many query heads, float64 (heads,) on the CPU, from one number or one for each head."""
+    if not isinstance(epsilon, Tensor) or epsilon.ndim == 0:
+        one = epsilon.item() if isinstance(epsilon, Tensor) else epsilon
+        return torch.full((heads,), check_epsilon(one), dtype=torch.float64)
+    if epsilon.shape != (heads,) or not epsilon.is_floating_point():
+        raise ValueError(
+            f"epsilon has shape {tuple(epsilon.shape)} and dtype {epsilon.dtype}; give one number in [0, 1), or a "
+            f"floating point tensor ({heads},) with one for each query head"
+        )
+    for one in epsilon.tolist():
+        check_epsilon(one)
+    return epsilon.detach().to("cpu", torch.float64).contiguous()
 
 
 def _check_number(name: str, number: float) -> float:

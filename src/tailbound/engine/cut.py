@@ -29,7 +29,7 @@ def shift_of(logits: Tensor, visible: Tensor | None, sink: Tensor | None) -> Ten
 
 @torch.no_grad()
 def smallest_head(
-    logits: Tensor, error: Tensor, visible: Tensor, shift: Tensor, sink: Tensor | None, epsilon: float
+    logits: Tensor, error: Tensor, visible: Tensor, shift: Tensor, sink: Tensor | None, epsilon: Tensor
 ) -> Tensor:
     """The fewest keys, heaviest first (ties: smaller index first), that certify `epsilon`; else every visible key.
 
@@ -39,11 +39,12 @@ def smallest_head(
 
     Args:
         logits, error: float64 (..., n). visible: bool (..., n). shift: float64 (...). sink: float64 (...) or None.
+        epsilon: float64, broadcastable to (...).
 
     Returns:
         bool (..., n), a subset of `visible`.
     """
-    if epsilon == 0.0 or logits.shape[-1] == 0:
+    if logits.shape[-1] == 0 or not bool((epsilon > 0.0).any()):
         return visible.clone()
     level = torch.where(shift.isfinite(), shift, 0.0)[..., None]
     ranked, order = torch.where(visible, logits, -torch.inf).sort(dim=-1, descending=True, stable=True)
@@ -60,6 +61,7 @@ def smallest_head(
         head = head + torch.exp(sink[..., None] - level)
 
     slack = rounding.gamma(8 * logits.shape[-1] + 1024)
+    epsilon = epsilon[..., None]
     worth = head * torch.exp(-(eta + WEIGHT_ROUNDING)) * (epsilon * (1.0 - slack))
     # A product that is flushed must not look like nothing left out.
     enough = (tail * ((1.0 - epsilon) * (1.0 + slack)) <= worth) & ((worth > 0.0) | (tail == 0.0))
@@ -70,7 +72,7 @@ def smallest_head(
 
 @torch.no_grad()
 def certified_head(
-    lower: Tensor, upper: Tensor, visible: Tensor, sink: Tensor | None, eta: Tensor, epsilon: float
+    lower: Tensor, upper: Tensor, visible: Tensor, sink: Tensor | None, eta: Tensor, epsilon: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The keys with the largest upper ends whose complement provably weighs at most `epsilon`; else every visible key.
 
@@ -81,6 +83,7 @@ def certified_head(
     Args:
         lower, upper: float64 (..., n), ends of the logits. visible: bool (..., n). sink: float64 (...) or None.
         eta: float64 (...), nats: at least the error with which logits of the head will be known.
+        epsilon: float64, broadcastable to (...).
 
     Returns:
         `head`, bool (..., n); and the shift (...) and the mass (...) of the rest, rounded up, relative to it.
@@ -89,7 +92,7 @@ def certified_head(
     level = shift_of(upper, bounded, sink)
     level = torch.where(level.isfinite(), level, 0.0)[..., None]
     beyond = torch.where(bounded, rounding.exp_up(rounding.add_up(upper, -level)), 0.0)
-    if epsilon == 0.0 or upper.shape[-1] == 0:
+    if upper.shape[-1] == 0 or not bool((epsilon > 0.0).any()):
         return visible.clone(), level.squeeze(-1), torch.zeros_like(eta)
     ranked, order = torch.where(visible, torch.where(bounded, upper, torch.inf), -torch.inf).sort(
         dim=-1, descending=True, stable=True
@@ -103,6 +106,7 @@ def certified_head(
         head = head + rounding.exp_down(sink[..., None] - level)
 
     slack = rounding.gamma(8 * upper.shape[-1] + 1024)
+    epsilon = epsilon[..., None]
     worth = head * torch.exp(-(2.0 * eta[..., None] + 4.0 * WEIGHT_ROUNDING)) * (epsilon * (1.0 - slack))
     place = torch.arange(upper.shape[-1], device=upper.device)
     enough = (rest * ((1.0 - epsilon) * (1.0 + slack)) <= worth) & ((worth > 0.0) | (rest == 0.0)) & (place >= forced)

@@ -83,7 +83,8 @@ class KVIndex:
         Keys with NaN or infinity, in themselves or in their value, are flagged: rows that see them are NONFINITE.
 
         Args:
-            key, value: as for the constructor, with the shapes, dtype and device of the index; T may be 0.
+            key: as for the constructor, with the shapes, dtype and device of the index; T may be 0.
+            value: likewise.
 
         Raises:
             ValueError, TypeError: what does not fit.
@@ -135,7 +136,7 @@ class KVIndex:
         self,
         query: Float[Tensor, "B Hq Tq D"],
         *,
-        epsilon: float,
+        epsilon: float | Tensor,
         scale: float | None = None,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
@@ -151,7 +152,8 @@ class KVIndex:
 
         Args:
             query: (B, Hq, Tq, D), dtype and device of the index; Hq is a multiple of Hkv.
-            epsilon: budget of total variation, in [0, 1). At 0 the answer is dense and `tv` is 0.
+            epsilon: budget of total variation, in [0, 1): one number, or a tensor (Hq,) with one for each query head.
+                At 0 the answer is dense and `tv` is 0.
             scale: multiplies `q.k`; any finite number. Default: the float64 nearest to `1 / sqrt(D)`.
             attn_mask: bool (True: visible) or a bias added to the logits, broadcastable to (B, Hq, Tq, Tk).
             is_causal: the queries are the last Tq positions, and see no later key.

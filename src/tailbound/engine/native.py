@@ -138,7 +138,7 @@ class Handle:
         self,
         store: Store,
         query: Tensor,
-        epsilon: float,
+        epsilon: float | Tensor,
         scale: float,
         is_causal: bool = False,
         visible: Tensor | None = None,
@@ -149,7 +149,8 @@ class Handle:
         """Answer checked queries; also `Stats.counts`, and how many rows are not finite: those are only marked.
 
         Args:
-            query: (B, Hq, T, D). visible: bool, expanded to (B, Hq, T, n). sink: float64, expanded to (B, Hq, T).
+            query: (B, Hq, T, D). epsilon: one, or float64 (Hq,) in one piece. visible: bool, expanded to
+                (B, Hq, T, n). sink: float64, expanded to (B, Hq, T).
         """
         query = _rows_contiguous(query)
         batch, heads, queries, _ = query.shape
@@ -157,6 +158,7 @@ class Handle:
         output, tv, error, kept, status, counts = map(torch.empty_like, self._blank(store, rows))
         kept_set = torch.empty(*rows, store.length, dtype=torch.bool) if return_kept else None
         sink = None if sink is None else sink.resolve_neg().contiguous()
+        own = epsilon if isinstance(epsilon, Tensor) else None
         spoiled = _module().attend(
             self._store,
             query.data_ptr(),
@@ -165,7 +167,8 @@ class Handle:
             queries,
             store.start,
             store.stop,
-            epsilon,
+            epsilon if own is None else 0.0,
+            0 if own is None else own.data_ptr(),
             scale,
             softcap or 0.0,
             is_causal,

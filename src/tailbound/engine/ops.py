@@ -29,6 +29,7 @@ def attend(
     bounds: Tensor,
     span: Tensor,
     epsilon: float,
+    epsilons: Tensor | None,
     scale: float | None,
     attn_mask: Tensor | None,
     is_causal: bool,
@@ -40,7 +41,9 @@ def attend(
     start, stop = span.tolist()
     store = Store(key, value, codes, marks, center, value_center, bounds, span, start, stop)
     impl = None if native is None else "native" if native else "torch"
-    question = Question(query, epsilon, scale, attn_mask, is_causal, softcap, sink, impl)
+    question = Question(
+        query, epsilon if epsilons is None else epsilons, scale, attn_mask, is_causal, softcap, sink, impl
+    )
     found = ask(question, store, None, False)
     tv, error, kept, status = found.certificate
     return found.output, tv, error, kept, status, found.stats.counts
@@ -78,7 +81,8 @@ def traced(question: Question, store: Store, return_kept: bool) -> Attention:
     output, tv, error, kept, status, counts = attend(
         question.query,
         *store.tensors(),
-        float(question.epsilon),
+        0.0 if isinstance(question.epsilon, Tensor) else float(question.epsilon),
+        question.epsilon if isinstance(question.epsilon, Tensor) else None,
         None if question.scale is None else float(question.scale),
         question.attn_mask,
         question.is_causal,

@@ -38,7 +38,7 @@ def attend(call: Call, return_kept: bool) -> Answer:
 
     sink = None if call.sink is None else call.sink.unflatten(1, (call.key.shape[1], call.group))
     shift = shift_of(logits, visible, sink)
-    head = smallest_head(logits, error, visible, shift, sink, call.epsilon)
+    head = smallest_head(logits, error, visible, shift, sink, call.budget)
 
     level = torch.where(shift.isfinite(), shift, 0.0)[..., None]
     weights = torch.where(head, torch.exp(logits - level), 0.0)

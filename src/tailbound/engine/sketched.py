@@ -52,6 +52,7 @@ def _narrow(call: Call, b: int, h: int) -> Call:
 
     return call._replace(
         query=call.query[batch, group],
+        epsilon=call.epsilon[group],
         key=call.key[batch, h : h + 1],
         value=call.value[batch, h : h + 1],
         visible=rows(call.visible),
@@ -93,7 +94,7 @@ def _rows(
     sink = _sink(call, rows)
     with torch.no_grad():
         eta = _head_error(call, rows, largest)
-        head, shift, tail = certified_head(lower, upper, visible, sink, eta, call.epsilon)
+        head, shift, tail = certified_head(lower, upper, visible, sink, eta, call.budget)
         if head.any(2).any(2).sum() > cut.DENSE_SHARE * visible.any(2).any(2).sum():
             head, tail = visible, torch.zeros_like(tail)
 
@@ -108,7 +109,7 @@ def _rows(
 
     found = answer(head, tail)
     nonfinite = found.status == int(Status.NONFINITE)
-    missed = (found.tv > call.epsilon) & ~nonfinite
+    missed = (found.tv > call.budget) & ~nonfinite
     if bool(missed.any()):
         head = torch.where(missed[..., None], visible, head)
         found = answer(head, torch.where(missed, 0.0, tail))

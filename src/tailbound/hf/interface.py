@@ -42,7 +42,7 @@ class Call(NamedTuple):
     softcap: float | None
     sink: Tensor | None
 
-    def anywhere(self, epsilon: float, return_kept: bool = False) -> Attention:
+    def anywhere(self, epsilon: float | Tensor, return_kept: bool = False) -> Attention:
         """Answer it from the tensors alone, in float64 and differentiably. Causal queries are the first positions."""
         return attention(
             self.query,
@@ -119,7 +119,7 @@ def _certified(session: Session, module: nn.Module, call: Call) -> Tensor | str:
     return answer.output
 
 
-def _answer(call: Call, epsilon: float, return_kept: bool) -> Attention | str:
+def _answer(call: Call, epsilon: float | Tensor, return_kept: bool) -> Attention | str:
     """Certified attention from the index of the keys, or where no index can hold them from the tensors."""
     query, key = call.query, call.key
     index = index_of(key, call.value)

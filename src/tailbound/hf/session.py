@@ -44,9 +44,9 @@ class Session(NamedTuple):
     observe: Callable[[Observation], None] | None
     thread: int
 
-    def budget(self, layer: int, heads: int) -> float:
-        """The epsilon of a layer's attention calls."""
-        return self.epsilon.of(layer, heads)  # pyright: ignore[reportReturnType]  (float64 (heads,) is to come)
+    def budget(self, layer: int, heads: int) -> float | Tensor:
+        """The epsilon of a layer's attention calls: one, or float64 (heads,) where heads differ."""
+        return self.epsilon.of(layer, heads)
 
 
 _sessions: weakref.WeakKeyDictionary[nn.Module, tuple[Session, ...]] = weakref.WeakKeyDictionary()
