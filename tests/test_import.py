@@ -12,6 +12,8 @@ HEAVY = (
     "sklearn",
     "matplotlib",
     "polars",
+    "pyarrow",
+    "datasketches",
     "tailbound.hf",
     "tailbound.lab",
 )

@@ -54,6 +54,37 @@ def test_several_queries_on_a_cache_see_the_past_and_not_the_future(model):
     assert ledger.rows()["visible"][:6].tolist() == list(range(35, 41))
 
 
+def test_layers_have_budgets_of_their_own(model, tmp_path):
+    path = tmp_path / "budget.json"
+    path.write_text('{"default": 0.2, "layers": {"1": 0.0}}')
+    with tailbound.hf.certify(model, epsilon=path) as ledger:
+        generate(model, prompt())
+    ledger.assert_within(path)
+    assert [layer.dense_share == 1 for layer in ledger.by_layer()] == [False, True, False]
+
+
+def test_a_budget_for_a_layer_or_head_that_is_not_there_is_refused(model):
+    with (
+        pytest.raises(ValueError, match=r"names layers \[3\]"),
+        tailbound.hf.certify(model, {"default": 0.1, "layers": {"3": 0}}),
+    ):
+        pass
+    with (
+        tailbound.hf.certify(model, {"default": 0.1, "heads": {"2.8": 0.0}}),
+        pytest.raises(ValueError, match="query heads 0 to 7"),
+    ):
+        generate(model, prompt())
+
+
+def test_a_ledger_can_be_passed_and_filled_on(model):
+    ledger = tailbound.hf.Ledger(last=10)
+    for _ in range(2):
+        with tailbound.hf.certify(model, epsilon=0.1, record=ledger) as yielded:
+            generate(model, prompt())
+    assert yielded is ledger
+    assert (len(ledger), ledger.rows().size) == (2 * 3 * 8 * 11, 10)
+
+
 def test_recording_off_keeps_no_entries(model):
     with tailbound.hf.certify(model, epsilon=0.1, record=False) as ledger:
         generate(model, prompt())

@@ -6,20 +6,26 @@
 >>> ledger.assert_within(0.01)  # doctest: +SKIP
 """
 
+from tailbound.hf.budget import Budget
 from tailbound.hf.cache import CertifiedCache, CertifiedLayer
 from tailbound.hf.certifying import certify
 from tailbound.hf.interface import NAME, install
-from tailbound.hf.ledger import CertificateError, LayerSummary, Ledger
+from tailbound.hf.ledger import CertificateError, Ledger
 from tailbound.hf.session import Observation
+from tailbound.hf.summary import HeadSummary, LayerSummary, Spread, Summary
 
 __all__ = [
     "NAME",
+    "Budget",
     "CertificateError",
     "CertifiedCache",
     "CertifiedLayer",
+    "HeadSummary",
     "LayerSummary",
     "Ledger",
     "Observation",
+    "Spread",
+    "Summary",
     "certify",
     "install",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from tailbound.engine.check import check_epsilon
+from tailbound.hf.budget import Budget
 from tailbound.hf.interface import install
 from tailbound.hf.ledger import Ledger
 from tailbound.hf.session import Observation, Session, under
@@ -18,8 +20,8 @@ from tailbound.hf.switching import certified_caches, switched_attention
 @contextmanager
 def certify(
     model: PreTrainedModel,
-    epsilon: float = 0.01,
-    record: bool = True,
+    epsilon: float | str | os.PathLike[str] | Mapping[str, Any] | Budget = 0.01,
+    record: bool | Ledger = True,
     observe: Callable[[Observation], None] | None = None,
 ) -> Iterator[Ledger]:
     """Serve the model's decoding attention with certificates of at most `epsilon`.
@@ -34,20 +36,26 @@ def certify(
 
     Args:
         model: a transformers decoder whose attention goes through the attention interface (Llama and its kin).
-        epsilon: budget of total variation for each row, in [0, 1).
-        record: write certificates to the ledger; without, only calls answered exactly are counted.
+        epsilon: budget of total variation for each row: a number in [0, 1), or by layer and head in the forms that
+            `Budget.parse` reads, such as `{"default": 0.01, "layers": {"0": 0.05}, "heads": {"3.7": 0.0}}`.
+        record: write certificates to the ledger; without, only calls answered exactly are counted. A `Ledger` is
+            written to, for one that holds more or fewer certificates or goes on from an earlier block.
         observe: called after each certified call with its inputs, its answer and the kept set.
 
     Yields:
         the `Ledger`, which stays readable after the block.
 
     Raises:
-        TypeError: not a transformers model. ValueError: epsilon out of range, or a model that never calls us.
+        TypeError: not a transformers model. ValueError: not a budget, one that names layers which the model does not
+            have, or a model that never calls us.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"certify takes a transformers PreTrainedModel, not a {type(model).__name__}")
-    ledger = Ledger()
-    terms = Session(check_epsilon(epsilon), ledger, record, observe, threading.get_ident())
+    budget = Budget.parse(epsilon)
+    layers = (getattr(module, "layer_idx", None) for module in model.modules())
+    budget.check_layers({layer for layer in layers if isinstance(layer, int)})
+    ledger = record if isinstance(record, Ledger) else Ledger()
+    terms = Session(budget, ledger, record is not False, observe, threading.get_ident())
     install()
     with under(model.modules(), terms), switched_attention(model), certified_caches(model):
         yield ledger

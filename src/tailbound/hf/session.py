@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from tailbound.hf.budget import Budget
 from tailbound.hf.ledger import Ledger
 from tailbound.result import Attention
 
@@ -37,7 +38,7 @@ class Observation(NamedTuple):
 class Session(NamedTuple):
     """One `certify` context; `thread` entered it."""
 
-    epsilon: float
+    epsilon: Budget
     ledger: Ledger
     record: bool
     observe: Callable[[Observation], None] | None
@@ -45,7 +46,7 @@ class Session(NamedTuple):
 
     def budget(self, layer: int, heads: int) -> float:
         """The epsilon of a layer's attention calls."""
-        return self.epsilon
+        return self.epsilon.of(layer, heads)  # pyright: ignore[reportReturnType]  (float64 (heads,) is to come)
 
 
 _sessions: weakref.WeakKeyDictionary[nn.Module, tuple[Session, ...]] = weakref.WeakKeyDictionary()
