@@ -39,6 +39,53 @@ inline void undo_gain(double* x, int64_t width) {
   }
 }
 
+// Eight sums, so that it vectorises.
+template <class T>
+inline double dot(const T* a, const float* b, int64_t n) {
+  double sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) sums[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
+  for (; i < n; ++i) sums[0] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
+inline void center_products(const float* center, int64_t width, const double* queries, int rows, double* out) {
+  for (int row = 0; row < rows; ++row) out[row] = dot(queries + row * width, center, width);
+  out[rows] = dot(center, center, width);
+}
+
+inline CodedQuery code_query(const double* query, int64_t width, double* scratch, int8_t* planes, int64_t stride,
+                             int32_t* words) {
+  double *turned = scratch, *word = scratch + width;
+  for (int64_t d = 0; d < width; ++d) turned[d] = query[d];
+  rotate(turned, width);
+  double largest = 0.0;
+  for (int64_t d = 0; d < width; ++d) {
+    const double x = std::fabs(turned[d]);
+    largest = x > largest ? x : largest;
+  }
+  double unit = largest / kWordMax;
+  if (!(unit > 0.0)) unit = 1.0;
+  for (int64_t d = 0; d < width; ++d) {
+    const double w = round_even(turned[d] / unit), most = w > kWordMax ? kWordMax : w;
+    word[d] = most < -kWordMax ? -kWordMax : most;
+  }
+  for (int64_t d = 0; d < width; ++d) {
+    const int whole = static_cast<int>(word[d]), coarse = (whole + 32) >> 6;
+    int8_t* plane = planes + d / 4 * stride + d % 4;
+    plane[0] = static_cast<int8_t>(coarse);
+    plane[4] = static_cast<int8_t>(whole - 64 * coarse);
+    words[0] += coarse;
+    words[1] += whole - 64 * coarse;
+  }
+  for (int64_t d = 0; d < width; ++d) word[d] = turned[d] - unit * word[d];
+  const double norm = norm_up(query, width), wide = static_cast<double>(width);
+  const double own = up(norm * gamma(wide + 2) * std::sqrt(2.0 * wide) * kMore);
+  const double parts = up(norm_up(turned, width) * gamma(4));
+  return {norm, unit, up(up(norm_up(word, width) + own) + parts)};
+}
+
 inline void code_key(const double* key, const float* center, int64_t width, double* scratch, int8_t* codes, int64_t lane,
                      uint16_t* marks) {
   double* away = scratch;

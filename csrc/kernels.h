@@ -32,6 +32,8 @@ struct Gather {
   int64_t first, count;
   int rows;
   const float* query;     // (rows, padded width): scale * q, float32
+  const float* exact;     // (rows, padded width): q
+  float scale;
   int64_t query_stride;
   const float* weights;   // (rows, stride) upper weights by position from `origin`; null: every key has weight
   int64_t stride, origin;
@@ -43,6 +45,12 @@ struct Gather {
   int32_t* kept;          // (rows) added to
 };
 
+// Of a query's words (bounds/interval.py): |q|, the unit t, a bound on |H q - t w|. Words are at most kWordMax.
+struct CodedQuery {
+  double norm, unit, error;
+};
+constexpr double kWordMax = 63.0 * 64.0 + 31.0;
+
 struct Kernels {
   // Sum of a[i] * b[i], exact for n <= 131071 (128 * 128 * n stays inside int32 there).
   int32_t (*dot_int8)(const int8_t* a, const int8_t* b, size_t n);
@@ -50,6 +58,14 @@ struct Kernels {
   // Code one key: D doubles and its page's centre to codes at a block's lane, and to marks (step, residual, extent).
   void (*code_key)(const double* key, const float* center, int64_t width, double* scratch, int8_t* codes, int64_t lane,
                    uint16_t* marks);
+
+  // Code one query: D doubles to two planes of words (coarse at planes[d / 4 * stride + d % 4], fine 4 further), whose sums are
+  // added to words[0] and words[1]. scratch: 2 D doubles.
+  CodedQuery (*code_query)(const double* query, int64_t width, double* scratch, int8_t* planes, int64_t stride,
+                           int32_t* words);
+
+  // Inner products of a page's centre with some queries (rows, D), and with itself; each in float64, in any order.
+  void (*center_products)(const float* center, int64_t width, const double* queries, int rows, double* out);
 
   // Upper ends of all keys of some blocks of one page for all rows: upper[row * stride + key].
   // planes: (ceil(D / 4), rows, 2, 4) int8, coarse then fine, zero where D ends; words: (rows, 2), the sum of each plane.
@@ -59,11 +75,15 @@ struct Kernels {
   // Largest of n (a multiple of 16) upper ends that is not NaN; +inf if one is.
   float (*top)(const float* upper, int64_t n);
 
-  // In place, upper ends of some blocks of one page to weights: at least exp(upper - level), at least the smallest
-  // normal; 0 for -inf (hidden), +inf for NaN and +inf. Adds at most the sum of exp(lower - level) to *sure, and lowers *least to
-  // the smallest bracket of a finite end. Returns whether a weight is infinite.
-  bool (*weigh)(float* upper, const uint16_t* marks, int64_t blocks, const Terms& terms, float level, double* sure,
-                float* least);
+  // In place, upper ends (upper[row * stride + key]) of some blocks of one page to weights: at least exp(upper - level), at
+  // least the smallest normal; 0 for -inf (hidden), +inf for NaN and +inf. For each row, adds at most the sum of
+  // exp(lower - level) to *sure, and lowers *least to the smallest bracket of a finite end. Returns whether a weight is
+  // infinite.
+  bool (*weigh)(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, int rows, const Terms* terms,
+                const float* level, double* sure, float* least);
+
+  // Weights times a factor of at most 1, rounded up: at least the smallest normal, or 0 as before.
+  void (*shrink)(float* weights, int64_t n, float factor);
 
   // The threshold that leaves out as much weight as it can, at most `budget`; *rest is that weight, rounded up.
   // scratch: 2 n + 64 floats; n is a multiple of 16. Infinite weights are never left out.
@@ -96,6 +116,9 @@ extern const Kernels kAvx2Kernels;
 #endif
 #ifdef TAILBOUND_HAS_AVX512VNNI
 extern const Kernels kAvx512VnniKernels;
+#endif
+#ifdef TAILBOUND_HAS_AVX512BF16
+extern const Kernels kAvx512Bf16Kernels;
 #endif
 
 const Kernels& kernels(Level level);

@@ -7,6 +7,7 @@
 #include "coding.h"
 #include "kernels.h"
 #include "numbers.h"
+#include "prefetch.h"
 #include "settle.h"
 
 namespace tailbound {
@@ -15,6 +16,7 @@ namespace {
 constexpr int64_t kChunk = 16;   // components expanded at once
 constexpr int64_t kBatch = 8;    // keys gathered at once
 constexpr int64_t kAhead = 4096; // bytes of codes that are asked for early
+constexpr int64_t kKeysAhead = 32;  // keys that are asked for early
 constexpr int64_t kFlush = 256;  // keys whose sums stay in float32
 constexpr int64_t kMaxChunks = 256;
 
@@ -100,7 +102,7 @@ inline void scan_half(const int8_t* codes, int half, const uint16_t* marks, int6
   for (int64_t g = 0; g < groups; ++g, planes += 8 * rows) {
     const int8_t* from = codes + g * 64 + half * 32;
     const __m256i code = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), flip);
-    if (half == 0) _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);
+    if (half == 0) fetch_line(from + kAhead);
     for (int r = 0; r < R; ++r) {
       coarse[r] = add_products(coarse[r], code, four(planes + 8 * r));
       fine[r] = add_products(fine[r], code, four(planes + 8 * r + 4));
@@ -138,8 +140,6 @@ void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64
   }
 }
 
-#include "scan.inc"
-
 float top(const float* upper, int64_t n) {
   __m256 a = all(-__builtin_inff()), b = a;
   for (int64_t i = 0; i < n; i += 16) {  // vmaxps gives its second operand where one is NaN
@@ -149,31 +149,54 @@ float top(const float* upper, int64_t n) {
   return max_of(_mm256_max_ps(a, b));
 }
 
-// 8 keys: 2 exponentials of 13 instructions, 14 others.
-bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure,
-           float* least) {
+// At most exp(-x), in real arithmetic, for x >= 0: the series up to x^5, or 0.
+inline __m256 decay8(__m256 x) {
+  __m256 p = all(-1.0f / 120.0f);
+  p = _mm256_fmadd_ps(p, x, all(1.0f / 24.0f));
+  p = _mm256_fmadd_ps(p, x, all(-1.0f / 6.0f));
+  p = _mm256_fmadd_ps(p, x, all(0.5f));
+  p = _mm256_fmadd_ps(p, x, all(-1.0f));
+  p = _mm256_fmadd_ps(p, x, all(1.0f));
+  return _mm256_max_ps(p, _mm256_setzero_ps());
+}
+
+// 8 keys: 6 instructions to expand marks, and for each row an exponential of 12, its decay of 7, 18 others.
+template <int R>
+bool weigh_rows(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, const Terms* terms, const float* level,
+                double* sure, float* least) {
   const __m256 infinity = all(__builtin_inff()), more = all(1.0f + 0x1p-16f), tiny = all(kLeastWeight);
-  __m256 sums = _mm256_setzero_ps(), unbounded = _mm256_setzero_ps(), smallest = infinity;
+  __m256 sums[R], smallest[R], unbounded = _mm256_setzero_ps();
+  for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_ps(), smallest[r] = infinity;
   for (int64_t i = 0; i < blocks * kBlock; i += 8) {
     const uint16_t* m = marks + i / kBlock * 3 * kBlock + i % kBlock;
-    const __m256 end = _mm256_loadu_ps(upper + i);
-    const __m256 bounded = _mm256_cmp_ps(end, infinity, _CMP_LT_OQ);
-    const __m256 hidden = _mm256_cmp_ps(end, all(-__builtin_inff()), _CMP_EQ_OQ);
-    unbounded = _mm256_or_ps(unbounded, _mm256_cmp_ps(end, infinity, _CMP_NLT_UQ));
-    const __m256 from = _mm256_sub_ps(end, all(level));
-    const __m256 bracket = _mm256_fmadd_ps(all(t.residual), marks8(m + kBlock),
-                                           _mm256_fmadd_ps(all(t.extent), marks8(m + 2 * kBlock), all(t.error)));
-    smallest = _mm256_min_ps(_mm256_blendv_ps(infinity, bracket, _mm256_andnot_ps(hidden, bounded)), smallest);
-    const __m256 weight = _mm256_max_ps(_mm256_mul_ps(exp8(from), more), tiny);
-    const __m256 lower = exp8(_mm256_fmadd_ps(all(-2.0f), bracket, from));
-    sums = _mm256_add_ps(sums, _mm256_and_ps(bounded, lower));  // exp8 of -inf is 0
-    _mm256_storeu_ps(upper + i, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, weight, bounded)));
+    const __m256 residual = marks8(m + kBlock), extent = marks8(m + 2 * kBlock);
+    for (int r = 0; r < R; ++r) {
+      const Terms& t = terms[r];
+      const __m256 end = _mm256_loadu_ps(upper + r * stride + i);
+      const __m256 bounded = _mm256_cmp_ps(end, infinity, _CMP_LT_OQ);
+      const __m256 hidden = _mm256_cmp_ps(end, all(-__builtin_inff()), _CMP_EQ_OQ);
+      const __m256 good = _mm256_andnot_ps(hidden, bounded);
+      unbounded = _mm256_or_ps(unbounded, _mm256_cmp_ps(end, infinity, _CMP_NLT_UQ));
+      const __m256 from = _mm256_sub_ps(end, all(level[r]));
+      const __m256 bracket =
+          _mm256_fmadd_ps(all(t.residual), residual, _mm256_fmadd_ps(all(t.extent), extent, all(t.error)));
+      smallest[r] = _mm256_min_ps(_mm256_blendv_ps(infinity, bracket, good), smallest[r]);
+      const __m256 weight = _mm256_and_ps(good, exp8(from));
+      const __m256 lower = _mm256_and_ps(good, decay8(_mm256_add_ps(bracket, bracket)));
+      sums[r] = _mm256_fmadd_ps(weight, lower, sums[r]);
+      const __m256 kept = _mm256_max_ps(_mm256_mul_ps(weight, more), tiny);
+      _mm256_storeu_ps(upper + r * stride + i, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, kept, bounded)));
+    }
   }
-  *sure += static_cast<double>(sum_of(sums)) * (1.0 - 0x1p-14);
-  const float here = -max_of(_mm256_sub_ps(_mm256_setzero_ps(), smallest));
-  *least = here < *least ? here : *least;
+  for (int r = 0; r < R; ++r) {
+    sure[r] += static_cast<double>(sum_of(sums[r])) * (1.0 - 0x1p-14);
+    const float here = -max_of(_mm256_sub_ps(_mm256_setzero_ps(), smallest[r]));
+    least[r] = here < least[r] ? here : least[r];
+  }
   return lanes(unbounded) != 0;
 }
+
+#include "scan.inc"
 
 // Sums of the weights below four thresholds: 13 instructions for 8 keys.
 inline void sums_below(const float* weights, int64_t n, const float* theta, double* sums) {
@@ -273,6 +296,7 @@ inline Vector zero() { return _mm256_setzero_ps(); }
 inline Vector read(const float* from) { return _mm256_loadu_ps(from); }
 inline void write(float* to, Vector x) { _mm256_storeu_ps(to, x); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
 inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
 inline Vector broadcast(float x) { return _mm256_set1_ps(x); }
 inline Vector exponential(Vector x, float shift) { return exp8(_mm256_sub_ps(x, all(shift))); }
@@ -303,10 +327,15 @@ inline float largest(Vector x, uint32_t mine) {
   return max_of(_mm256_blendv_ps(low, x, on));
 }
 
+constexpr bool kPairs = false;
+template <int R, class Ahead>
+void dots_of_pairs(const uint8_t* const*, int64_t, const uint16_t*, int64_t, Vector*, const Ahead&);
+
 #include "gathering.inc"
 
 }  // namespace
 
-const Kernels kAvx2Kernels{dot_int8, code_key, scan, top, weigh, cut, pick, gather, logit_roundings};
+const Kernels kAvx2Kernels{dot_int8, code_key, code_query, center_products,
+                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
 
 }  // namespace tailbound

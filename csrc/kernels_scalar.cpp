@@ -47,29 +47,37 @@ float top(const float* upper, int64_t n) {
   return largest;
 }
 
-bool weigh(float* upper, const uint16_t* marks, int64_t blocks, const Terms& t, float level, double* sure,
-           float* least) {
+bool weigh(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, int rows, const Terms* terms,
+           const float* level, double* sure, float* least) {
   bool infinite = false;
-  double sum = 0.0;
-  for (int64_t block = 0; block < blocks; ++block, upper += kBlock, marks += 3 * kBlock)
-    for (int64_t lane = 0; lane < kBlock; ++lane) {
-      const float end = upper[lane];
+  for (int row = 0; row < rows; ++row) {
+    const Terms& t = terms[row];
+    double sum = 0.0;
+    for (int64_t i = 0; i < blocks * kBlock; ++i) {
+      const uint16_t* m = marks + i / kBlock * 3 * kBlock + i % kBlock;
+      float& end = upper[row * stride + i];
       if (end == -kInfinity) {
-        upper[lane] = 0.0f;
+        end = 0.0f;
       } else if (!(end < kInfinity)) {
-        upper[lane] = kInfinity;
+        end = kInfinity;
         infinite = true;
       } else {
-        const float bracket = t.residual * bfloat16_float(marks[kBlock + lane]) +
-                              t.extent * bfloat16_float(marks[2 * kBlock + lane]) + t.error;
-        *least = bracket < *least ? bracket : *least;
-        const double from = static_cast<double>(end) - static_cast<double>(level);
-        upper[lane] = float_up(std::max(std::exp(from) * (1.0 + 2.0 * kExpRelative), 0x1p-126));
+        const float bracket = t.residual * bfloat16_float(m[kBlock]) + t.extent * bfloat16_float(m[2 * kBlock]) + t.error;
+        least[row] = std::min(least[row], bracket);
+        const double from = static_cast<double>(end) - static_cast<double>(level[row]);
+        end = float_up(std::max(std::exp(from) * (1.0 + 2.0 * kExpRelative), 0x1p-126));
         sum += std::exp(from - 2.0 * static_cast<double>(bracket)) * (1.0 - 2.0 * kExpRelative);
       }
     }
-  *sure += sum * (1.0 - 0x1p-40);
+    sure[row] += sum * (1.0 - 0x1p-40);
+  }
   return infinite;
+}
+
+void shrink(float* weights, int64_t n, float factor) {
+  for (int64_t i = 0; i < n; ++i)
+    if (weights[i] > 0.0f)
+      weights[i] = std::max(float_up(static_cast<double>(weights[i]) * static_cast<double>(factor)), 0x1p-126f);
 }
 
 Threshold cut(const float* weights, int64_t n, double budget, float* scratch, double* rest) {
@@ -123,7 +131,8 @@ double logit_roundings(int64_t) { return 2.0; }  // the query's own; the rest is
 
 }  // namespace
 
-const Kernels kScalarKernels{dot_int8, code_key, scan, top, weigh, cut, pick, gather, logit_roundings};
+const Kernels kScalarKernels{dot_int8, code_key, code_query, center_products,
+                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
 
 const Kernels& kernels(Level level) {
   switch (level) {
@@ -133,6 +142,9 @@ const Kernels& kernels(Level level) {
 #endif
 #ifdef TAILBOUND_HAS_AVX512VNNI
     case Level::Avx512Vnni: return kAvx512VnniKernels;
+#endif
+#ifdef TAILBOUND_HAS_AVX512BF16
+    case Level::Avx512Bf16: return kAvx512Bf16Kernels;
 #endif
     default: throw std::logic_error(std::string("no kernels were built for ") + name(level));
   }

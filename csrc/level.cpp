@@ -17,7 +17,7 @@
 namespace tailbound {
 namespace {
 
-constexpr Level kAll[] = {Level::Scalar, Level::Avx2, Level::Avx512Vnni};
+constexpr Level kAll[] = {Level::Scalar, Level::Avx2, Level::Avx512Vnni, Level::Avx512Bf16};
 
 #ifdef TAILBOUND_X86
 struct Registers {
@@ -68,6 +68,7 @@ const char* name(Level level) {
     case Level::Scalar: return "scalar";
     case Level::Avx2: return "avx2";
     case Level::Avx512Vnni: return "avx512vnni";
+    case Level::Avx512Bf16: return "avx512bf16";
   }
   return "unknown";
 }
@@ -89,7 +90,9 @@ std::vector<Level> detect() {
   levels.push_back(Level::Avx2);
   const bool avx512 = bit(seven.ebx, 16) && bit(seven.ebx, 17) && bit(seven.ebx, 30) && bit(seven.ebx, 31);
   const bool vnni = bit(seven.ecx, 11);
-  if (zmm_saved && avx512 && vnni) levels.push_back(Level::Avx512Vnni);
+  if (!(zmm_saved && avx512 && vnni)) return levels;
+  levels.push_back(Level::Avx512Vnni);
+  if (seven.eax >= 1 && bit(cpuid(7, 1).eax, 5)) levels.push_back(Level::Avx512Bf16);
 #endif
   return levels;
 }
@@ -110,6 +113,9 @@ const std::vector<Level>& built_levels() {
 #endif
 #ifdef TAILBOUND_HAS_AVX512VNNI
       Level::Avx512Vnni,
+#endif
+#ifdef TAILBOUND_HAS_AVX512BF16
+      Level::Avx512Bf16,
 #endif
   };
   return levels;

@@ -9,28 +9,17 @@
 namespace tailbound {
 namespace {
 
-constexpr double kWordMax = 63.0 * 64.0 + 31.0;
 constexpr double kRound32 = 0x1p-20;  // 16 units of float32: 6 roundings up to the middle, the ends, and some to spare
 constexpr double kWide32 = 0x1p100;    // sums and products below it stay inside float32
 constexpr double kFloor32 = 0x1p-90;  // underflow in float32: below 2^-126 times a product of integers below 2^31
 
-// In float64, eight sums.
-template <class T>
-double dot(const T* a, const float* b, int64_t n) {
-  double sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; ++j) sums[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
-  for (; i < n; ++i) sums[0] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-}
-
 }  // namespace
 
-Tile::Tile(const Store& s, const Request& r, int64_t p, int64_t first, int count)
-    : store(s), request(r), pair(p), rows(count), row(static_cast<size_t>(count)), padded((s.width + 15) / 16 * 16) {
+Tile::Tile(const Kernels& k, const Store& s, const Request& r, int64_t p, int64_t first, int count)
+    : kernels(k), store(s), request(r), pair(p), rows(count), row(static_cast<size_t>(count)), padded((s.width + 15) / 16 * 16) {
   query.resize(static_cast<size_t>(rows * s.width));
   scaled.assign(static_cast<size_t>(rows * padded), 0.0f);
+  exact = scaled;
   words.assign(static_cast<size_t>(2 * rows), 0);
   planes.assign(static_cast<size_t>((s.width + 3) / 4 * 4 * rows * 2), 0);
   const int64_t group = r.heads / s.kv_heads;
@@ -47,7 +36,7 @@ Tile::Tile(const Store& s, const Request& r, int64_t p, int64_t first, int count
   }
 }
 
-void Tile::plan(const Kernels& kernels, int i) {
+void Tile::plan(int i) {
   Row& r = row[static_cast<size_t>(i)];
   const int64_t width = store.width;
   double* q = query.data() + i * width;
@@ -60,28 +49,11 @@ void Tile::plan(const Kernels& kernels, int i) {
     q[d] = static_cast<double>(x);
   }
   if (!r.finite) std::fill_n(q, width, 0.0);
-  r.norm = norm_up(q, width);
-
-  // Words of H q (bounds/interval.py).
-  std::vector<double> turned(q, q + width), word(static_cast<size_t>(width));
-  rotate(turned.data(), width);
-  double largest = 0.0;
-  for (double x : turned) largest = std::max(largest, std::fabs(x));
-  r.unit = largest / kWordMax;
-  if (!(r.unit > 0.0)) r.unit = 1.0;
-  for (int64_t d = 0; d < width; ++d) {
-    const double w = std::min(std::max(round_even(turned[d] / r.unit), -kWordMax), kWordMax);
-    word[d] = turned[d] - r.unit * w;
-    const int whole = static_cast<int>(w), coarse = (whole + 32) >> 6;
-    int8_t* plane = planes.data() + ((d / 4 * rows + i) * 2) * 4 + d % 4;
-    plane[0] = static_cast<int8_t>(coarse);
-    plane[4] = static_cast<int8_t>(whole - 64 * coarse);
-    words[static_cast<size_t>(2 * i)] += coarse;
-    words[static_cast<size_t>(2 * i + 1)] += whole - 64 * coarse;
-  }
-  const double own = up(r.norm * gamma(static_cast<double>(width) + 2) * std::sqrt(2.0 * static_cast<double>(width)) * kMore);
-  const double parts = up(norm_up(turned.data(), width) * gamma(4));
-  r.coding = up(up(norm_up(word.data(), width) + own) + parts);
+  std::vector<double> scratch(static_cast<size_t>(2 * width));
+  const CodedQuery coded = kernels.code_query(q, width, scratch.data(), planes.data() + 8 * i, 8 * rows, &words[2 * i]);
+  r.norm = coded.norm;
+  r.unit = coded.unit;
+  r.coding = coded.error;
 
   // What of the interval is the same on all pages (docs/engine.md).
   const double magnitude = std::fabs(request.scale), wide = static_cast<double>(width);
@@ -104,25 +76,29 @@ void Tile::plan(const Kernels& kernels, int i) {
     const double x = q[d] * scale;
     top = std::max(top, std::fabs(x));
     scaled[static_cast<size_t>(i * padded + d)] = static_cast<float>(x);
+    exact[static_cast<size_t>(i * padded + d)] = static_cast<float>(q[d]);
   }
   const double flush = flush_norm(static_cast<double>(width));
   const double product = up(r.norm * up(size * key));
   const double flushed = up(up(up(r.norm + key) + flush) * up(flush * size)) + up(flush * key);
   const double rounded = up(product * (gamma32(kernels.logit_roundings(width)) + gamma(static_cast<double>(width) + 4)));
-  r.eta = up(up(rounded + flushed) + static_cast<double>(width) * kInputFlush + kFloor + kWeightRelative);
+  r.eta = up(up(rounded + flushed) + static_cast<double>(width) * kInputFlush * std::max(1.0, size) + kFloor + kWeightRelative);
   const double value = store.bounds[pair * 4 + 1];
-  r.plain = top < 0x1p100 && key < 0x1p100 && product < 0x1p100 && value < 0x1p110 && r.eta < 0x1p-8 &&
-            store.bounds[pair * 4 + 3] == 0.0 && request.softcap == 0.0;
+  r.plain = top < 0x1p100 && key < 0x1p100 && product < 0x1p100 && r.norm < 0x1p100 && r.norm * key < 0x1p100 &&
+            value < 0x1p110 && r.eta < 0x1p-8 && store.bounds[pair * 4 + 3] == 0.0 &&
+            request.softcap == 0.0;
 }
 
 void Tile::terms(int64_t page, Terms* out) const {
   const float* center = store.page_center(pair, page);
   const int64_t width = store.width;
-  const double center_norm = up(std::sqrt(dot(center, center, width)) * (1.0 + gamma(static_cast<double>(width) + 16.0)));
+  double products[kMaxRows + 1];
+  kernels.center_products(center, width, query.data(), rows, products);
+  const double center_norm = up(std::sqrt(products[rows]) * (1.0 + gamma(static_cast<double>(width) + 16.0)));
   const double key = store.bounds[pair * 4 + 2];
   for (int i = 0; i < rows; ++i) {
     const Row& r = row[static_cast<size_t>(i)];
-    const double base = dot(query.data() + i * width, center, width) * request.scale;
+    const double base = products[i] * request.scale;
     const double error = std::fabs(base) * kRound32 + r.error_of_center * center_norm + r.error;
     out[i] = r.terms;
     out[i].base = static_cast<float>(base);

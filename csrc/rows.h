@@ -22,20 +22,21 @@ struct Row {
 // The rows of one tile for one (batch, KV head), and the buffers they need.
 class Tile {
  public:
-  Tile(const Store& store, const Request& request, int64_t pair, int64_t first, int rows);
+  Tile(const Kernels& kernels, const Store& store, const Request& request, int64_t pair, int64_t first, int rows);
 
-  void plan(const Kernels& kernels, int row);
+  void plan(int row);
 
   // The terms of all rows for one page.
   void terms(int64_t page, Terms* out) const;
 
+  const Kernels& kernels;
   const Store& store;
   const Request& request;
   int64_t pair;
   int rows;
   std::vector<Row> row;
   std::vector<double> query;     // (rows, D) as given
-  std::vector<float> scaled;     // (rows, padded) scale * q
+  std::vector<float> scaled, exact;  // (rows, padded) scale * q, and q
   std::vector<int8_t> planes;    // as Kernels::scan takes them, and the sum of each plane
   std::vector<int32_t> words;
   int64_t padded;

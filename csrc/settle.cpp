@@ -8,7 +8,8 @@ namespace tailbound {
 
 Threshold settle(const float* weights, int64_t n, float* middle, int64_t count, double below, double budget, double* rest) {
   std::sort(middle, middle + count);
-  const double rounding = 0x1p-30 + static_cast<double>(n) * 0x1p-52;  // sums in float64, in any order, round by less
+  // `below` is a sum of sums of few terms in float32, the rest is in float64.
+  const double rounding = kSumRoundings * 0x1p-24 + static_cast<double>(n + 1) * 0x1p-52;
   const double most = budget * (1.0 - rounding);
   double sum = below;
   int64_t out = 0;

@@ -19,7 +19,8 @@ constexpr double kSumError = kSumRoundings * kUnit32 * (1.0 + 0x1p-10);
 // Keys that one thread scans: some pages of one pair.
 struct Segment {
   int64_t pair, first, last;  // positions, first at a page or at the start
-  float top[kMaxRows];
+  float level[kMaxRows];  // what its latest weights refer to: the largest finite end so far, if one was seen
+  bool seen[kMaxRows];
   double sure[kMaxRows];
   float least[kMaxRows];
   bool infinite;
@@ -42,7 +43,7 @@ struct Share {
 
 // Buffers that grow with the number of keys, kept between calls: fresh pages cost more than what is done with them.
 struct Workspace {
-  std::vector<float> weights, scratch;
+  std::vector<float> weights, scratch, levels;
   std::vector<int32_t> index;
   std::vector<Terms> terms;
 
@@ -79,16 +80,20 @@ class Sweep {
 
   float* weights(int64_t pair, int row) { return weights_ + (pair * rows_ + row) * stride_; }
 
+  // All pages of a segment, its last and its first before the others: what weighs most is often there.
   template <class F>
-  void each_page(const Segment& part, F f) {
-    for (int64_t at = part.first; at < part.last;) {
-      const int64_t until = std::min(part.last, (at / s_.page + 1) * s_.page);
-      f(at / s_.page, at, until);
-      at = until;
-    }
+  void ends_first(const Segment& part, F f) {
+    const int64_t first = part.first / s_.page, last = (part.last - 1) / s_.page;
+    const auto page = [&](int64_t number) {
+      f(number, std::max(part.first, number * s_.page), std::min(part.last, (number + 1) * s_.page));
+    };
+    page(last);
+    for (int64_t number = first; number < last; ++number) page(number);
   }
 
   Terms* terms_of(int64_t pair, int64_t page) { return terms_ + (pair * pages_ + page - r_.start / s_.page) * rows_; }
+
+  float* page_level(int64_t pair, int64_t page) { return levels_ + (pair * pages_ + page - r_.start / s_.page) * rows_; }
 
   bool sees(int64_t pair, int row, int64_t position) {
     if (!weighs_) return position < tiles_[pair]->row[row].limit;
@@ -110,8 +115,9 @@ class Sweep {
   void reveal(Segment& part);
   void hide(const Tile& tile, int row, int64_t first, int64_t last, float* upper) const;
   void cap(float* upper, int64_t n) const;
-  void weigh(Segment& part);
+  static void raise(Segment& part, int row, float top);
   float level_of(int64_t pair, int row);
+  void align(int64_t pair, int row, float level);
   void cut(int64_t pair, int row, float* scratch);
 
   // Reading and answering: sweep_read.cpp.
@@ -141,6 +147,7 @@ class Sweep {
   float* scratch_ = nullptr;   // (threads, 2 stride + 64)
   int32_t* index_ = nullptr;   // (pairs, stride)
   Terms* terms_ = nullptr;     // (pairs, pages, rows)
+  float* levels_ = nullptr;    // (pairs, pages, rows): what the weights of a page refer to, before `align`
   std::vector<float> level_;
   std::vector<double> rest_;
   std::vector<Threshold> threshold_;

@@ -80,6 +80,8 @@ void Sweep::read(const Piece& piece, Share& share) {
   g.count = piece.count;
   g.rows = rows_;
   g.query = tile.scaled.data();
+  g.exact = tile.exact.data();
+  g.scale = static_cast<float>(r_.scale);
   g.query_stride = tile.padded;
   g.weights = weighs_ ? weights(piece.pair, 0) : nullptr;
   g.stride = stride_;

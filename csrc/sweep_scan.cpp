@@ -11,7 +11,7 @@ Sweep::Sweep(const Kernels& kernels, const Store& store, const Request& request,
     : k_(kernels), s_(store), r_(request), rows_(rows), threads_(threads) {
   origin_ = r_.start / kBlock * kBlock;
   stride_ = (r_.stop - origin_ + kBlock - 1) / kBlock * kBlock;
-  for (int64_t p = 0; p < s_.pairs(); ++p) tiles_.emplace_back(new Tile(s_, r_, p, first, rows));
+  for (int64_t p = 0; p < s_.pairs(); ++p) tiles_.emplace_back(new Tile(k_, s_, r_, p, first, rows));
   scans_ = r_.epsilon > 0.0 && r_.stop - r_.start > r_.dense_below;
   weighs_ = scans_ || r_.mask != nullptr;
   pages_ = (r_.stop + s_.page - 1) / s_.page - r_.start / s_.page;
@@ -22,6 +22,7 @@ Sweep::Sweep(const Kernels& kernels, const Store& store, const Request& request,
   if (scans_) {
     scratch_ = Workspace::need(space.scratch, threads * (2 * stride_ + 64));
     terms_ = Workspace::need(space.terms, s_.pairs() * pages_ * rows_);
+    levels_ = Workspace::need(space.levels, s_.pairs() * pages_ * rows_);
   }
   level_.resize(static_cast<size_t>(s_.pairs() * rows_));
   rest_.assign(level_.size(), 0.0);
@@ -38,7 +39,7 @@ int64_t Sweep::run(int64_t* counts, Once& once) {
 
 void Sweep::work(const Team& team) {
   for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
-    tiles_[i / rows_]->plan(k_, static_cast<int>(i % rows_));
+    tiles_[i / rows_]->plan(static_cast<int>(i % rows_));
   if (team.thread == 0) split(team.count);
   team.barrier.wait();
   if (weighs_) {
@@ -46,8 +47,6 @@ void Sweep::work(const Team& team) {
     team.barrier.wait();
   }
   if (scans_) {
-    each_segment(team, [&](Segment& part) { weigh(part); });
-    team.barrier.wait();
     for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
       cut(i / rows_, static_cast<int>(i % rows_), scratch_ + team.thread * (2 * stride_ + 64));
     team.barrier.wait();
@@ -79,22 +78,23 @@ void Sweep::split(int threads) {
       part.pair = pair;
       part.first = std::max(r_.start, (first_page + at % pages) * page);
       part.last = std::min(r_.stop, (first_page + at % pages + until - at) * page);
-      std::fill_n(part.top, kMaxRows, -kInfinity);
       std::fill_n(part.least, kMaxRows, kInfinity);
       segments_[t].push_back(part);
       at = until;
     }
 }
 
+// Upper ends of a page become weights while the next page's codes come in.
 void Sweep::scan(Segment& part) {
   const Tile& tile = *tiles_[part.pair];
-  each_page(part, [&](int64_t page, int64_t first, int64_t last) {
+  ends_first(part, [&](int64_t page, int64_t first, int64_t last) {
     Terms* terms = terms_of(part.pair, page);
     tile.terms(page, terms);
     const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
+    const uint16_t* marks = s_.block_marks(part.pair, block);
     float* upper = weights(part.pair, 0) + block * kBlock - origin_;
-    k_.scan(s_.block_codes(part.pair, block), s_.block_marks(part.pair, block), blocks, s_.width, tile.planes.data(),
-            tile.words.data(), rows_, terms, upper, stride_);
+    k_.scan(s_.block_codes(part.pair, block), marks, blocks, s_.width, tile.planes.data(), tile.words.data(), rows_, terms,
+            upper, stride_);
     for (int row = 0; row < rows_; ++row) {
       float* mine = upper + row * stride_;
       // Lanes of the first and last block that hold no key.
@@ -104,9 +104,21 @@ void Sweep::scan(Segment& part) {
       if (r_.softcap != 0.0) cap(mine, blocks * kBlock);
       float top = k_.top(mine, blocks * kBlock);
       if (top == kInfinity) top = finite_top(mine, blocks * kBlock);
-      part.top[row] = std::max(part.top[row], top);
+      raise(part, row, top);
+      page_level(part.pair, page)[row] = part.level[row];
     }
+    part.infinite |= k_.weigh(upper, stride_, marks, blocks, rows_, terms, part.level, part.sure, part.least);
   });
+}
+
+// To a level of at least `top`. Before the first finite end any level serves.
+void Sweep::raise(Segment& part, int row, float top) {
+  if (top <= part.level[row] && part.seen[row]) return;
+  if (top > -kInfinity) {
+    part.sure[row] *= std::exp(static_cast<double>(part.level[row]) - static_cast<double>(top)) * (1.0 - 0x1p-30);
+    part.level[row] = top;
+    part.seen[row] = true;
+  }
 }
 
 float Sweep::finite_top(const float* upper, int64_t n) {
@@ -143,27 +155,24 @@ void Sweep::cap(float* upper, int64_t n) const {
     if (upper[i] != -kInfinity) upper[i] = float_up(most * std::tanh(static_cast<double>(upper[i]) / most) + error);
 }
 
-void Sweep::weigh(Segment& part) {
-  float level[kMaxRows];
-  for (int row = 0; row < rows_; ++row) level[row] = level_of(part.pair, row);
-  each_page(part, [&](int64_t page, int64_t first, int64_t last) {
-    const Terms* terms = terms_of(part.pair, page);
-    const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
-    for (int row = 0; row < rows_; ++row) {
-      const bool infinite = k_.weigh(weights(part.pair, row) + block * kBlock - origin_, s_.block_marks(part.pair, block),
-                                     blocks, terms[row], level[row], &part.sure[row], &part.least[row]);
-      part.infinite = part.infinite || infinite;
-    }
-  });
-}
-
 // The largest finite upper end of a row: what its weights refer to.
 float Sweep::level_of(int64_t pair, int row) {
   float level = -kInfinity;
   for (const auto& parts : segments_)
     for (const Segment& part : parts)
-      if (part.pair == pair) level = std::max(level, part.top[row]);
+      if (part.pair == pair && part.seen[row]) level = std::max(level, part.level[row]);
   return level > -kInfinity ? level : 0.0f;
+}
+
+// Weights of pages that refer to a lower level.
+void Sweep::align(int64_t pair, int row, float level) {
+  for (int64_t page = r_.start / s_.page; page * s_.page < r_.stop; ++page) {
+    const float from = page_level(pair, page)[row];
+    if (from == level) continue;
+    const int64_t first = std::max(page * s_.page, origin_), last = std::min((page + 1) * s_.page, origin_ + stride_);
+    const double factor = std::exp(static_cast<double>(from) - static_cast<double>(level)) * (1.0 + 0x1p-20);
+    k_.shrink(weights(pair, row) + first - origin_, last - first, std::max(float_up(factor), kLeastWeight));
+  }
 }
 
 void Sweep::cut(int64_t pair, int row, float* scratch) {
@@ -171,12 +180,14 @@ void Sweep::cut(int64_t pair, int row, float* scratch) {
   const int64_t i = pair * rows_ + row;
   const float level = level_of(pair, row);
   level_[i] = level;
+  align(pair, row, level);
   double sure = 0.0;
   float least = kInfinity;
   for (const auto& parts : segments_)
     for (const Segment& part : parts)
       if (part.pair == pair) {
-        sure += part.sure[row];
+        if (part.sure[row] > 0.0)
+          sure += part.sure[row] * std::exp(static_cast<double>(part.level[row]) - static_cast<double>(level)) * (1.0 - 0x1p-30);
         least = std::min(least, part.least[row]);
       }
   if (r_.sink) sure += std::exp(std::min(r.sink - static_cast<double>(level), 700.0)) * (1.0 - 0x1p-30);

@@ -73,7 +73,7 @@ class Certificate(NamedTuple):
     status: UInt8[Tensor, "B Hq Tq"]
 
 
-ISA = ("torch", "scalar", "avx2", "avx512vnni")
+ISA = ("torch", "scalar", "avx2", "avx512vnni", "avx512bf16")
 """What computes: torch, or a table of native kernels by instruction set level, lowest first."""
 
 

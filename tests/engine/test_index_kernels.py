@@ -86,6 +86,42 @@ def test_kernels_answer_like_the_specification(impl, dtype, options):
             assert (a.certificate.status == Status.DENSE).all()
 
 
+# Logits of 4,096 keys, by position: where the largest lie decides what weights refer to on the way, and whether a sample
+# of them tells where to cut.
+PROFILES = {
+    "rising": lambda at, gen: at / 100,
+    "falling": lambda at, gen: -at / 100,
+    "steps": lambda at, gen: 30 * torch.floor(at / 1024),
+    "peaks": lambda at, gen: 12.0 * (torch.rand(len(at), generator=gen) < 0.001),
+    "one": lambda at, gen: 9.0 * (at == 1717),
+    "flat": lambda at, gen: 0.0 * at,
+}
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_cut_is_as_good_wherever_the_weight_lies(impl, profile, threads):
+    gen = torch.Generator().manual_seed(7)
+    at = torch.arange(4096.0)
+    key = 0.3 * torch.randn(1, 1, 4096, 8, generator=gen)
+    key[0, 0, :, 0] = PROFILES[profile](at, gen) + torch.randn(4096, generator=gen)
+    value = torch.randn(1, 1, 4096, 4, generator=gen)
+    query = torch.eye(8)[:1].expand(1, 2, 1, 8).clone()
+    query[0, 1] += 0.1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for epsilon in (0.001, 0.05, 0.4):
+            index = KVIndex(key, value)
+            found = ask_and_check(index, query, key, value, impl, epsilon=epsilon, scale=1.0)
+            right = ask_index(index, query, "index/torch", epsilon=epsilon, scale=1.0)
+            kept, fewest = found.certificate.kept, right.certificate.kept
+            assert (kept <= (1 + 0.5 * epsilon) * fewest + 2).all(), (kept, fewest)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("impl", KERNELS)
 def test_every_number_of_keys_and_every_width(impl):
     gen = torch.Generator().manual_seed(2)

@@ -34,7 +34,7 @@ class Control(NamedTuple):
 
 CONTROLS = {
     "kRound32": Control("rows.cpp", "kRound32 = 0x1p-20;", "kRound32 = 0.0;", "exact_keys"),
-    "coding": Control("rows.cpp", "r.coding = up(", "r.coding = 0.0 * up(", "coded_query"),
+    "coding": Control("coding.h", "{norm, unit, up(up(norm_up(word", "{norm, unit, 0.0 * up(up(norm_up(word", "coded_query"),
     "residual": Control(
         "coding.h", "bfloat16_up(residual)", "to_bfloat16(static_cast<float>(residual))", "one_component"
     ),
