@@ -9,7 +9,7 @@ from transformers import DynamicCache, TextStreamer
 import tailbound
 from llamas import LONG, generate, llama, prompt
 from tailbound import Status
-from tailbound.hf import CertifiedCache, CertifiedLayer
+from tailbound.hf import CertifiedCache, CertifiedLayer, interface
 from tailbound.lab import truth
 
 TIGHT = 1e-6
@@ -267,25 +267,34 @@ def test_a_float_mask_is_taken_literally(model):
     assert not ledger.exact
 
 
+@pytest.fixture(params=["scaled", "sliced", "in place"])
+def tampering(request, monkeypatch):
+    """From now on, a model that changes keys between its cache and its attention."""
+
+    def start():
+        update = CertifiedLayer.update
+
+        def tampered(layer, key_states, value_states, *args, **kwargs):
+            key, value = update(layer, key_states, value_states, *args, **kwargs)
+            if request.param == "scaled":
+                return key * 0.5, value
+            if request.param == "sliced":
+                return key[:, :, 5:], value[:, :, 5:]
+            key[:, :, : LONG // 2].mul_(3.0)
+            return key, value
+
+        monkeypatch.setattr(CertifiedLayer, "update", tampered)
+
+    return start
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("tampering", ["scaled", "sliced", "in place"])
-def test_a_model_that_changes_keys_after_the_cache_is_answered_exactly_and_named(tampering, monkeypatch):
-    """Served from the index, these would be answers about other keys than the model attends to."""
+def test_a_model_that_changes_keys_after_the_cache_is_answered_exactly_and_named(tampering):
     model, ids = llama(), prompt()
-    update = CertifiedLayer.update
-
-    def tampered(layer, key_states, value_states, *args, **kwargs):
-        key, value = update(layer, key_states, value_states, *args, **kwargs)
-        if tampering == "scaled":
-            return key * 0.5, value
-        if tampering == "sliced":
-            return key[:, :, 5:], value[:, :, 5:]
-        return key.mul_(0.5), value
-
     with tailbound.hf.certify(model, epsilon=0.01) as ledger:
         cache = model(ids).past_key_values
         same = copy.deepcopy(cache)
-        monkeypatch.setattr(CertifiedLayer, "update", tampered)
+        tampering()
         certified = model(ids[:, :1], past_key_values=cache).logits
     plain = model(ids[:, :1], past_key_values=same).logits
     assert torch.equal(certified, plain)
@@ -293,3 +302,20 @@ def test_a_model_that_changes_keys_after_the_cache_is_answered_exactly_and_named
     reasons = {reason for _, reason in ledger.exact} - {PREFILL}
     assert len(reasons) == 1
     assert {layer for layer, reason in ledger.exact if reason in reasons} == {0, 1, 2}
+
+
+@torch.no_grad()
+def test_without_the_check_of_what_arrived_certificates_would_be_wrong(tampering, monkeypatch):
+    """A control: the index is asked whatever arrives, and the judge, who looks at what arrived, must see it."""
+    model, ids, judge = llama(), prompt(), Judge()
+    with tailbound.hf.certify(model, epsilon=0.01, observe=judge):
+        cache = model(ids).past_key_values
+        layers = iter(cache.layers)
+        monkeypatch.setattr(interface, "index_of", lambda key, value: next(layers)._index)
+        tampering()
+        try:
+            model(ids[:, :1], past_key_values=cache)
+        except RuntimeError as error:  # a kept set that does not even have the length of the keys that arrived
+            assert "size" in str(error)  # noqa: PT017
+            judge.wrong += 1
+    assert judge.wrong > 0

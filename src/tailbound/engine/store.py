@@ -141,11 +141,11 @@ class Store:
 
     def keys(self) -> Tensor:
         """The keys held: (B, Hkv, n, D), a view."""
-        return self.key.narrow(2, self.start, self.stop - self.start)  # half the price of a slice, at every token
+        return self.key[:, :, self.start : self.stop]
 
     def values(self) -> Tensor:
         """The values held: (B, Hkv, n, Dv), a view."""
-        return self.value.narrow(2, self.start, self.stop - self.start)
+        return self.value[:, :, self.start : self.stop]
 
     def ball(self) -> ValueBall:
         """What is known of the values."""
