@@ -86,7 +86,7 @@ def test_kernels_answer_like_the_specification(impl, dtype, options):
             assert (a.certificate.status == Status.DENSE).all()
 
 
-# Logits of 4,096 keys, by position: where the largest lie decides what weights refer to on the way, and whether a sample
+# Logits of 4,096 keys, by position: where the largest lie decides what weights refer to, and whether a sample
 # of them tells where to cut.
 PROFILES = {
     "rising": lambda at, gen: at / 100,
