@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from tailbound.lab.errors import InputError
+
+Value = TypeVar("Value")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +24,12 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Seed = Annotated[int, typer.Option(help="Seed for everything random.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")]
+Model = Annotated[str, typer.Option(help="smollm2, a GGUF file, a folder, or a hub name.")]
+Text = Annotated[Path | None, typer.Option(help="Text to read; default: Python's standard library.")]
+Download = Annotated[bool, typer.Option("--download", help="Allow the network for a hub name.")]
+Output = Annotated[Path | None, typer.Option(help="Folder for rows.jsonl, table.md and plot.png.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")]
+LIST = "Repeatable, or with commas. Default:"
 
 
 @app.callback()
@@ -30,13 +39,13 @@ def _top() -> None:
 
 @app.command()
 def demo(
-    model: Annotated[str, typer.Option(help="smollm2, a GGUF file, a folder, or a hub name.")] = "smollm2",
-    text: Annotated[Path | None, typer.Option(help="Document to read; default: Python's standard library.")] = None,
+    model: Model = "smollm2",
+    text: Text = None,
     context: Annotated[int, typer.Option(help="Tokens of the document.")] = 4096,
     tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 32,
     epsilon: Annotated[float, typer.Option(help="Budget of total variation for each row, in [0, 1).")] = 0.01,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    download: Annotated[bool, typer.Option("--download", help="Allow the network for a hub name.")] = False,
+    download: Download = False,
     seed: Seed = 0,
     threads: Threads = 0,
     as_json: Json = False,
@@ -66,15 +75,15 @@ def doctor(seed: Seed = 0, threads: Threads = 0, as_json: Json = False) -> None:
 @app.command()
 def capture(
     output: Annotated[Path, typer.Option(help="File to write, in the safetensors format.")],
-    model: Annotated[str, typer.Option(help="smollm2, a GGUF file, a folder, or a hub name.")] = "smollm2",
-    text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's standard library.")] = None,
+    model: Model = "smollm2",
+    text: Text = None,
     context: Annotated[int, typer.Option(help="Tokens of the text.")] = 8192,
     queries: Annotated[int, typer.Option(help="How many of the last positions to keep the queries of.")] = 64,
     dtype: Annotated[
         str,
         typer.Option(help="float32, bfloat16 or float16. The model runs in float32; what is captured is cast to this."),
     ] = "bfloat16",
-    download: Annotated[bool, typer.Option("--download", help="Allow the network for a hub name.")] = False,
+    download: Download = False,
     seed: Seed = 0,
     threads: Threads = 0,
     as_json: Json = False,
@@ -115,16 +124,16 @@ def bench_decode(
     context: Annotated[int, typer.Option(help="Tokens of the capture that --real makes.")] = 8192,
     positions: Annotated[int, typer.Option(help="With --real: how many of the last positions are judged.")] = 64,
     rounds: Annotated[int, typer.Option(help="Rounds in which every contestant runs once.")] = 15,
-    output: Annotated[Path | None, typer.Option(help="Folder for rows.jsonl, table.md and plot.png.")] = None,
+    output: Output = None,
     seed: Seed = 0,
     threads: Annotated[
         list[str] | None, typer.Option(help="CPU threads; repeatable, or with commas. Default: 1 and all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")] = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Time one decode step of attention over all layers, certified against dense, with the error in the same row."""
     from tailbound.lab import bench as job
-    from tailbound.lab import machine, show_bench
+    from tailbound.lab import folder, machine, show_bench
     from tailbound.report.progress import Bars
 
     _settle(seed, 0)
@@ -138,14 +147,14 @@ def bench_decode(
         dtype=dtype,
         layers=layers,
         rounds=rounds,
-        threads=_counts(threads or []),
+        threads=_list("--threads", threads, int),
         real=real or capture is not None,
         capture=capture,
         context=context,
         positions=positions,
     )
     if output is not None:
-        show_bench.prepare(output)
+        folder.prepare(output)
     rows = job.decode(options, Bars())
     for row in rows if as_json else ():
         print(json.dumps(row.as_json()))
@@ -155,6 +164,57 @@ def bench_decode(
     if missing:
         print(f"tailbound: {missing}", file=sys.stderr)
     if any(row.violations for row in rows):
+        raise typer.Exit(1)
+
+
+@bench.command("generate")
+def bench_generate(
+    model: Model = "smollm2",
+    text: Text = None,
+    contexts: Annotated[list[str] | None, typer.Option(help=f"Keys at the last step. {LIST} 512,2048,8000.")] = None,
+    dtypes: Annotated[list[str] | None, typer.Option(help=f"Of the model. {LIST} bfloat16,float32.")] = None,
+    epsilon: Annotated[list[str] | None, typer.Option(help=f"Budgets. {LIST} 0.01.")] = None,
+    steps: Annotated[int, typer.Option(help="Timed decode steps, fed with the text.")] = 32,
+    prefills: Annotated[int, typer.Option(help="Timed prefills of each contestant.")] = 3,
+    profile: Annotated[bool, typer.Option("--profile", help="Also take the steps apart, by kind of work.")] = False,
+    output: Output = None,
+    download: Download = False,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: JsonLines = False,
+) -> None:
+    """Time whole decode steps of a real model, certified against dense, with agreement in the same row."""
+    from tailbound.lab import bench_generate as job
+    from tailbound.lab import folder, machine, show_bench_generate
+    from tailbound.lab.steps import Options
+    from tailbound.report.progress import Bars
+
+    _settle(seed, threads)
+    asked: dict[str, Any] = {
+        "contexts": _list("--contexts", contexts, int),
+        "dtypes": _list("--dtypes", dtypes, str),
+        "epsilons": _list("--epsilon", epsilon, float),
+    }
+    options = Options(
+        model=model,
+        text=text,
+        **{name: values for name, values in asked.items() if values},
+        steps=steps,
+        prefills=prefills,
+        profile=profile,
+        download=download,
+    )
+    if output is not None:
+        folder.prepare(output)
+    rows = job.run(options, Bars())
+    for row in rows if as_json else ():
+        print(json.dumps(row.as_json()))
+    if not as_json:
+        _show(None, *show_bench_generate.bench(rows))
+    missing = None if output is None else show_bench_generate.write(output, machine.inspect(), rows)
+    if missing:
+        print(f"tailbound: {missing}", file=sys.stderr)
+    if any(row.broken for row in rows):
         raise typer.Exit(1)
 
 
@@ -175,12 +235,14 @@ def _settle(seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _counts(threads: list[str]) -> tuple[int, ...]:
-    words = [word for given in threads for word in given.split(",")]
+def _list(option: str, given: list[str] | None, kind: Callable[[str], Value]) -> tuple[Value, ...]:
+    """What came for a repeatable option, commas undone; each once."""
+    words = [word.strip() for part in given or [] for word in part.split(",")]
     try:
-        return tuple(int(word) for word in words)
+        return tuple(dict.fromkeys(kind(word) for word in words))
     except ValueError as error:
-        raise InputError(f"--threads {','.join(threads)}: give whole numbers, as in --threads 1,2") from error
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{option} {','.join(words)}: give {what}, as in {option} 1,2") from error
 
 
 def _show(figures: dict[str, Any] | None, *renderables: Any) -> None:

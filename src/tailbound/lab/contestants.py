@@ -84,7 +84,7 @@ def line_up(
     layers = [layer._replace(query=layer.query[:, :, -1:].contiguous()) for layer in data.layers]
     ours = {name: _ours(layers, indexes, name.isa, name.epsilon) for name in judged(tuple(sets))}
     found: dict[Name, Callable[[], object]] = {
-        Name(FOLDED): lambda: [_folded(layer) for layer in layers],
+        Name(FOLDED): lambda: [folded(layer) for layer in layers],
         Name(GQA): lambda: [
             sdpa(layer.query, layer.key, layer.value, scale=layer.scale, enable_gqa=True) for layer in layers
         ],
@@ -100,7 +100,8 @@ def line_up(
     return found
 
 
-def _folded(layer: Layer) -> Tensor:
+def folded(layer: Layer) -> Tensor:
+    """Dense attention of one query a head over all keys: (1, Hkv, group, Dv), batch 1."""
     query, key, value, scale = layer
     return sdpa(query.reshape(1, key.shape[1], -1, query.shape[3]), key, value, scale=scale)
 

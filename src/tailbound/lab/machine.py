@@ -56,6 +56,11 @@ class Machine:
     native_missing: str
     extras: list[Extra]
 
+    @property
+    def in_short(self) -> str:
+        """One line above a benchmark's tables."""
+        return f"{self.processor}; torch {self.torch}; tailbound {self.tailbound}; {self.platform}"
+
     def as_json(self) -> dict[str, Any]:
         """The same, as `tailbound doctor --json` prints it."""
         return {"schema": SCHEMA} | asdict(self)

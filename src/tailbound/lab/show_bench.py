@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from tailbound.lab import folder, timing
 from tailbound.lab.bench import BASELINE, OURS, PEERS, READ, Row
-from tailbound.lab.errors import InputError
 from tailbound.lab.machine import Machine
-from tailbound.lab.timing import Ratio
 from tailbound.report import plots, tables
 
 _COLUMNS = (
@@ -50,7 +48,7 @@ def losses(rows: Sequence[Row]) -> Iterator[str]:
         if peers := row.loses_to():
             slower = ", ".join(f"{row.ratio[peer].median:.2f} times as fast as {peer}" for peer in peers)
             budget = f" epsilon {row.epsilon:g}" if row.epsilon else ""
-            yield f"{name(row)}{budget}, {_threads(row.threads)}: {slower}"
+            yield f"{name(row)}{budget}, {timing.threads(row.threads)}: {slower}"
 
 
 def name(row: Row) -> str:
@@ -58,38 +56,18 @@ def name(row: Row) -> str:
     return f"{row.contestant} {row.isa}" if row.contestant in OURS else row.contestant
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder of `--output` before the long work.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}; name a folder by --output") from error
-
-
-def write(folder: Path, machine: Machine, rows: Sequence[Row]) -> str | None:
-    """Write rows.jsonl (the machine first), table.md, and plot.png; what is missing and why, if something is.
+def write(to: Path, machine: Machine, rows: Sequence[Row]) -> str | None:
+    """Fill the folder of `--output`, the machine on the first line of rows.jsonl; what is missing and why, if any.
 
     Raises:
         InputError: the folder cannot be written to.
     """
     lines = [machine.as_json(), *(row.as_json() for row in rows)]
-    try:
-        (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        (folder / "table.md").write_text(_markdown(machine, rows), encoding="utf-8")
-        if not plots.available():
-            return f"no {folder / 'plot.png'}: matplotlib not installed; pip install 'tailbound[report]'"
-        _plot(folder / "plot.png", rows)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    return None
+    return folder.write(to, lines, _markdown(machine, rows), lambda path: _plot(path, rows))
 
 
 def _markdown(machine: Machine, rows: Sequence[Row]) -> str:
-    parts = [f"{machine.processor}; torch {machine.torch}; tailbound {machine.tailbound}; {machine.platform}\n"]
+    parts = [f"{machine.in_short}\n"]
     for threads, some in _by_threads(rows).items():
         parts += [f"## {_title(some[0], threads)}\n", tables.markdown(_COLUMNS, (_cells(row, False) for row in some))]
     lost = "".join(f"- {line}\n" for line in losses(rows))
@@ -98,7 +76,7 @@ def _markdown(machine: Machine, rows: Sequence[Row]) -> str:
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:
     panels = {
-        _threads(threads): [
+        timing.threads(threads): [
             plots.Bar(
                 f"{name(row)}, epsilon {row.epsilon:g}" if row.epsilon else name(row),
                 *row.ratio[BASELINE],
@@ -118,11 +96,7 @@ def _by_threads(rows: Sequence[Row]) -> dict[int, list[Row]]:
 def _title(row: Row, threads: int | None) -> str:
     sizes = f"{row.heads} query heads, {row.kv_heads} KV heads, head_dim {row.head_dim}, {row.dtype}"
     what = f"One decode step, {row.layers} layers, {row.n:,} keys, {sizes}: {row.source}"
-    return what if threads is None else f"{what}; {_threads(threads)}"
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    return what if threads is None else f"{what}; {timing.threads(threads)}"
 
 
 def _cells(row: Row, in_lines: bool) -> tuple[str, ...]:
@@ -131,21 +105,12 @@ def _cells(row: Row, in_lines: bool) -> tuple[str, ...]:
         name(row),
         f"{row.epsilon:g}" if row.epsilon else "",
         f"{row.median_ms:.2f}",
-        *("" if peer == row.contestant else _ratio(row.ratio[peer], in_lines) for peer in PEERS),
-        "" if no_attention else _ratio(row.limit_ratio, in_lines),
-        _figure(row.kept_over_oracle, ".3f"),
-        _figure(row.kept_share, ".1%"),
+        *("" if peer == row.contestant else row.ratio[peer].in_words(in_lines) for peer in PEERS),
+        "" if no_attention else row.limit_ratio.in_words(in_lines),
+        tables.figure(row.kept_over_oracle, ".3f"),
+        tables.figure(row.kept_share, ".1%"),
         f"{row.bytes_read / 1e6:.1f}",
-        _figure(row.tv_max, ".5f"),
-        _figure(row.true_tv_max, ".5f"),
+        tables.figure(row.tv_max, ".5f"),
+        tables.figure(row.true_tv_max, ".5f"),
         "" if row.tv_max is None else str(row.violations),
     )
-
-
-def _ratio(ratio: Ratio, in_lines: bool) -> str:
-    interval = f"{ratio.low:.2f} to {ratio.high:.2f}"
-    return f"{ratio.median:.2f}\n{interval}" if in_lines else f"{ratio.median:.2f} ({interval})"
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

@@ -18,17 +18,30 @@ class Ratio(NamedTuple):
     low: float
     high: float
 
+    def in_words(self, in_lines: bool, digits: int = 2) -> str:
+        """The median, and the interval under it or after it."""
+        median, low, high = (f"{value:.{digits}f}" for value in self)
+        return f"{median}\n{low} to {high}" if in_lines else f"{median} ({low} to {high})"
+
+
+def threads(count: int) -> str:
+    """A number of threads in words."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
 
 def take_turns(
-    contestants: Mapping[Who, Callable[[], object]], rounds: int, tick: Callable[[], None] = lambda: None
+    contestants: Mapping[Who, Callable[[], object]],
+    rounds: int,
+    tick: Callable[[], None] = lambda: None,
+    warm: int = 1,
 ) -> dict[Who, np.ndarray]:
-    """Seconds of each contestant in each round, float64 (rounds,); one more round comes first and is not counted."""
+    """Seconds of each contestant in each round, float64 (rounds,); `warm` rounds come first and are not counted."""
     seconds: dict[Who, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
+    for turn in range(warm + rounds):
         for name, call in contestants.items():
             started = time.perf_counter()
             call()
-            if turn:
+            if turn >= warm:
                 seconds[name].append(time.perf_counter() - started)
         tick()
     return {name: np.array(values) for name, values in seconds.items()}

@@ -18,6 +18,17 @@ def figures(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], c
     return table
 
 
+def turned(title: str, names: Sequence[str], columns: Sequence[Sequence[str]]) -> Table:
+    """Figures of many kinds about few things: one line a kind, named on the left, and one column a thing."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(names[0])
+    for column in columns:
+        table.add_column(column[0], justify="right")
+    for number, name in enumerate(names[1:], 1):
+        table.add_row(name, *(column[number] for column in columns))
+    return table
+
+
 def pairs(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) -> Table:
     """Names and what they are, without lines."""
     table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -30,3 +41,8 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The same figures as a Markdown table, right-aligned."""
     lines = [columns, ["---:"] * len(columns), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def figure(value: float | None, form: str) -> str:
+    """A figure in a format, or a blank for None."""
+    return "" if value is None else format(value, form)
