@@ -71,14 +71,17 @@ inline CodedQuery code_query(const double* query, int64_t width, double* scratch
     const double w = round_even(turned[d] / unit), most = w > kWordMax ? kWordMax : w;
     word[d] = most < -kWordMax ? -kWordMax : most;
   }
+  int sums[2] = {0, 0};
   for (int64_t d = 0; d < width; ++d) {
     const int whole = static_cast<int>(word[d]), coarse = (whole + 32) >> 6;
     int8_t* plane = planes + d / 4 * stride + d % 4;
     plane[0] = static_cast<int8_t>(coarse);
     plane[4] = static_cast<int8_t>(whole - 64 * coarse);
-    words[0] += coarse;
-    words[1] += whole - 64 * coarse;
+    sums[0] += coarse;
+    sums[1] += whole - 64 * coarse;
   }
+  words[0] = sums[0];
+  words[1] = sums[1];
   for (int64_t d = 0; d < width; ++d) word[d] = turned[d] - unit * word[d];
   const double norm = norm_up(query, width), wide = static_cast<double>(width);
   const double own = up(norm * gamma(wide + 2) * std::sqrt(2.0 * wide) * kMore);

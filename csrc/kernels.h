@@ -59,8 +59,8 @@ struct Kernels {
   void (*code_key)(const double* key, const float* center, int64_t width, double* scratch, int8_t* codes, int64_t lane,
                    uint16_t* marks);
 
-  // Code one query: D doubles to two planes of words (coarse at planes[d / 4 * stride + d % 4], fine 4 further), whose sums are
-  // added to words[0] and words[1]. scratch: 2 D doubles.
+  // Code one query: D doubles to two planes of words (coarse at planes[d / 4 * stride + d % 4], fine 4 further), whose sums go
+  // to words[0] and words[1]. scratch: 2 D doubles.
   CodedQuery (*code_query)(const double* query, int64_t width, double* scratch, int8_t* planes, int64_t stride,
                            int32_t* words);
 

@@ -117,26 +117,32 @@ inline void store(Dtype dtype, void* to, int64_t i, double x) {
 // Round to an integer, ties to even, for |x| < 2^51: the classic addition, which vectorises.
 inline double round_even(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
 
-// At least the Euclidean norm; scaled where squares could leave the range. Eight sums, so that it vectorises.
-inline double norm_up(const double* x, int64_t n) {
-  double largest = 0.0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double size = std::fabs(x[i]);
-    if (size > largest) largest = size;
-    if (size != size) return size;
-  }
-  if (largest == 0.0) return 0.0;
-  const bool plain = largest > 0x1p-400 && largest < 0x1p400;
-  const double unit = plain ? 1.0 : largest;
+// In eight sums, so that it vectorises.
+inline double sum_of_squares(const double* x, int64_t n, double unit) {
   double sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
   int64_t i = 0;
-  if (plain) {
-    for (; i + 8 <= n; i += 8)
-      for (int j = 0; j < 8; ++j) sums[j] += x[i + j] * x[i + j];
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) sums[j] += (x[i + j] * unit) * (x[i + j] * unit);
+  for (; i < n; ++i) sums[0] += (x[i] * unit) * (x[i] * unit);
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
+// At least the Euclidean norm; scaled by a power of two where squares could leave the range.
+inline double norm_up(const double* x, int64_t n) {
+  const double more = 1.0 + gamma(2.0 * static_cast<double>(n) + 16.0);
+  const double sum = sum_of_squares(x, n, 1.0);
+  if (sum > 0x1p-800 && sum < 0x1p800) return up(std::sqrt(sum) * more);
+  double largest = 0.0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (std::isnan(x[i])) return x[i];
+    if (std::fabs(x[i]) > largest) largest = std::fabs(x[i]);
   }
-  for (; i < n; ++i) sums[0] += (x[i] / unit) * (x[i] / unit);
-  const double sum = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-  return up(std::sqrt(sum) * unit * (1.0 + gamma(2.0 * static_cast<double>(n) + 16.0)));
+  if (largest == 0.0 || std::isinf(largest)) return largest;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  exponent = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
+  const double scaled = std::sqrt(sum_of_squares(x, n, std::ldexp(1.0, -exponent)));
+  return up(std::ldexp(scaled * more, exponent));
 }
 
 }  // namespace
