@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,10 +28,10 @@ class Question(NamedTuple):
     impl: str | None
 
     def plain(self) -> bool:
-        """Whether there is nothing to check but the query and epsilon."""
+        """Whether there is nothing more to check but the query and epsilon."""
         return (
             self.attn_mask is None
-            and self.scale is None
+            and (self.scale is None or (type(self.scale) is float and math.isfinite(self.scale)))
             and self.softcap is None
             and self.sink is None
             and self.impl in (None, "native")
@@ -46,8 +47,9 @@ def ask(question: Question, store: Store, handle: native.Handle | None, return_k
     if handle is not None and question.plain() and _is_plain_query(question.query, store):
         query, epsilon = question.query, question.epsilon
         epsilon = check_epsilons(epsilon, query.shape[1]) if isinstance(epsilon, Tensor) else check_epsilon(epsilon)
+        scale = query.shape[3] ** -0.5 if question.scale is None else question.scale
         found, costs, spoiled = handle.attend(
-            store, query, epsilon, query.shape[3] ** -0.5, bool(question.is_causal), return_kept=return_kept
+            store, query, epsilon, scale, bool(question.is_causal), return_kept=return_kept
         )
         if not spoiled:
             certificate = Certificate(found.tv, found.output_error, found.kept_count, found.status)

@@ -173,12 +173,12 @@ def _causal_mask(call: Call) -> Tensor:
     return torch.ones(call.query.shape[2], call.key.shape[2], dtype=torch.bool, device=call.query.device).tril()
 
 
-def _visible_count(call: Call) -> Tensor:
-    """How many keys each row may see, in a shape that expands to (B, Hq, T)."""
+def _visible_count(call: Call) -> Tensor | int:
+    """How many keys each row may see: one number, or counts that broadcast to (B, Hq, T)."""
     if call.is_causal:
         return torch.arange(1, call.query.shape[2] + 1).clamp_max(call.key.shape[2])
     if call.mask is None:
-        return torch.tensor(call.key.shape[2])
+        return call.key.shape[2]
     seen = call.mask if call.mask.dtype is torch.bool else call.mask > torch.finfo(call.mask.dtype).min
     return seen.sum(-1)
 
