@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicIndexedLayer, DynamicSlidingWindowLayer
 
 from llamas import llama, prompt
 from tailbound.hf import CertifiedCache, CertifiedLayer
-from tailbound.hf.cache import certify_layers, index_of, why_no_index
+from tailbound.hf.cache import certify_layers
+from tailbound.hf.layer import index_of, why_no_index
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -140,11 +141,11 @@ def test_of_an_encoder_decoder_cache_only_self_attention_is_taken_over():
     assert type(cache.cross_attention_cache.layers[0]) is not CertifiedLayer
 
 
-def test_sliding_layers_stay_stock():
+def test_layers_of_other_kinds_stay_stock():
     cache = DynamicCache()
-    cache.layers.append(DynamicSlidingWindowLayer(sliding_window=8))
+    cache.layers += [DynamicIndexedLayer(), DynamicSlidingWindowLayer(sliding_window=1)]
     certify_layers(cache)
-    assert type(cache.layers[0]) is DynamicSlidingWindowLayer
+    assert [type(layer) for layer in cache.layers] == [DynamicIndexedLayer, DynamicSlidingWindowLayer]
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["keys", "values"])

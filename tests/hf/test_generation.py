@@ -33,7 +33,8 @@ class Judge:
 
     def __call__(self, seen):
         found = truth.judge(
-            seen.query, seen.key, seen.value, seen.attn_mask, seen.scale, seen.answer.kept, seen.answer.output
+            *(seen.query, seen.key, seen.value, seen.attn_mask, seen.scale),
+            *(seen.answer.kept, seen.answer.output, seen.softcap, seen.sink),
         )
         claimed = seen.answer.certificate
         right = (found.tv <= claimed.tv) & (found.output_error <= claimed.output_error)

@@ -7,11 +7,13 @@
 """
 
 from tailbound.hf.budget import Budget
-from tailbound.hf.cache import CertifiedCache, CertifiedLayer
+from tailbound.hf.cache import CertifiedCache
 from tailbound.hf.certifying import certify
 from tailbound.hf.interface import NAME, install
+from tailbound.hf.layer import CertifiedLayer
 from tailbound.hf.ledger import CertificateError, Ledger
 from tailbound.hf.session import Observation
+from tailbound.hf.sliding import CertifiedSlidingLayer
 from tailbound.hf.summary import HeadSummary, LayerSummary, Spread, Summary
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "CertificateError",
     "CertifiedCache",
     "CertifiedLayer",
+    "CertifiedSlidingLayer",
     "HeadSummary",
     "LayerSummary",
     "Ledger",

@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tailbound.engine.api import attention
-from tailbound.hf.cache import index_of, why_no_index
+from tailbound.hf.layer import index_of, why_no_index
 from tailbound.hf.session import Observation, Session, session_of
 from tailbound.result import Attention
 
@@ -115,7 +115,8 @@ def _certified(session: Session, module: nn.Module, call: Call) -> Tensor | str:
         session.ledger.record(step, layer, answer.certificate, _visible_count(call))
     if session.observe is not None:
         mask = call.mask if call.mask is not None or not call.is_causal else _causal_mask(call)
-        session.observe(Observation(step, layer, call.query, call.key, call.value, mask, call.scale, answer))
+        seen = (call.query, call.key, call.value, mask, call.scale, answer, call.softcap, call.sink)
+        session.observe(Observation(step, layer, *seen))
     return answer.output
 
 

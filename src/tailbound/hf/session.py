@@ -22,7 +22,7 @@ from tailbound.result import Attention
 class Observation(NamedTuple):
     """One certified call with everything needed to check it from outside.
 
-    `query`, `key`, `value`, `attn_mask` and `scale` are what was passed to attention; `answer.kept` is present.
+    `query` to `scale`, `softcap` and `sink` are what was passed to attention; `answer.kept` is present.
     """
 
     step: int
@@ -33,6 +33,8 @@ class Observation(NamedTuple):
     attn_mask: Tensor | None
     scale: float
     answer: Attention
+    softcap: float | None = None
+    sink: Tensor | None = None
 
 
 class Session(NamedTuple):

@@ -95,7 +95,8 @@ class Judge:
         """Judge one attention call."""
         answer = seen.answer
         assert answer.kept is not None
-        found = truth.judge(seen.query, seen.key, seen.value, seen.attn_mask, seen.scale, answer.kept, answer.output)
+        inputs = (seen.query, seen.key, seen.value, seen.attn_mask, seen.scale)
+        found = truth.judge(*inputs, answer.kept, answer.output, seen.softcap, seen.sink)
         claimed = answer.certificate
         wrong = (found.tv > claimed.tv) | (found.output_error > claimed.output_error)
         # A comparison with NaN is False: what is not provably right counts as wrong, unless nothing was claimed.

@@ -1,7 +1,8 @@
 """The judge: what a certificate should have said, recomputed in float64 from the tensors alone.
 
 This module imports nothing from the engine (import-linter enforces it). Shapes: query (B, Hq, Tq, D), key
-(B, Hkv, Tk, D), value (B, Hkv, Tk, Dv), kept bool (B, Hq, Tq, Tk), mask None or bool or additive, broadcastable to it.
+(B, Hkv, Tk, D), value (B, Hkv, Tk, Dv), kept bool (B, Hq, Tq, Tk), mask None or bool or additive, broadcastable to it,
+sink a logit for each query head, (Hq,), that takes weight and gives no value.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ class Truth(NamedTuple):
 
 @torch.no_grad()
 def judge(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, kept: Tensor, output: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    kept: Tensor,
+    output: Tensor,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
 ) -> Truth:
     """Recompute total variation and output error of an attention answer, one KV head at a time."""
     batch, heads, queries, _ = query.shape
@@ -33,10 +42,17 @@ def judge(
         for h in range(key.shape[1]):
             part = (b, slice(h * group, (h + 1) * group))
             logits = query[part].double() @ key[b, h].double().T * scale
+            if softcap is not None:
+                logits = softcap * (logits / softcap).tanh()
             if seen is not None:
                 logits = _masked(logits, seen[part])
-            weights = (logits - logits.amax(-1, keepdim=True)).exp()
+            top = logits.amax(-1, keepdim=True)
+            if sink is not None:
+                top = top.maximum(sink[part[1]].double()[:, None, None])
+            weights = (logits - top).exp()
             total = weights.sum(-1)
+            if sink is not None:
+                total = total + (sink[part[1]].double()[:, None] - top[..., 0]).exp()
             tv[part] = weights.masked_fill(kept[part], 0.0).sum(-1) / total
             exact = weights @ value[b, h].double() / total[..., None]
             error[part] = (output[part].double() - exact).norm(dim=-1)
