@@ -23,16 +23,6 @@ struct Appending {
     return rows.data + at * size_of(s.dtype);
   }
 
-  bool read(const uint8_t* from, int64_t width, double* to) const {
-    bool good = true;
-    for (int64_t d = 0; d < width; ++d) {
-      const float x = load(s.dtype, from, d);
-      good = good && finite(x);
-      to[d] = static_cast<double>(x);
-    }
-    return good;
-  }
-
   void pair(int64_t p) const {
     std::vector<double> buffer(static_cast<size_t>(4 * s.width + 2 * s.value_width));
     double* k = buffer.data();
@@ -44,7 +34,8 @@ struct Appending {
     for (int64_t i = 0; i < count; ++i) {
       std::copy_n(row(key, p, i), s.key_bytes(), s.key_row(p, stop + i));
       std::copy_n(row(value, p, i), s.value_bytes(), s.value_row(p, stop + i));
-      const bool k_good = read(row(key, p, i), s.width, k), v_good = read(row(value, p, i), s.value_width, v);
+      const bool k_good = widen(s.dtype, row(key, p, i), s.width, k);
+      const bool v_good = widen(s.dtype, row(value, p, i), s.value_width, v);
       usable[static_cast<size_t>(i)] = k_good && v_good;
       good += k_good && v_good;
     }
@@ -55,7 +46,8 @@ struct Appending {
       std::fill_n(bounds, 4, 0.0);
       for (int64_t i = 0; i < count; ++i) {
         if (!usable[static_cast<size_t>(i)]) continue;
-        for (int64_t d = 0; d < s.value_width; ++d) center[d] += static_cast<double>(load(s.dtype, row(value, p, i), d));
+        widen(s.dtype, row(value, p, i), s.value_width, v);
+        for (int64_t d = 0; d < s.value_width; ++d) center[d] += v[d];
       }
       for (int64_t d = 0; d < s.value_width; ++d) center[d] /= static_cast<double>(std::max<int64_t>(good, 1));
     }
@@ -64,18 +56,18 @@ struct Appending {
     const double value_flush = flush_norm(static_cast<double>(s.value_width));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = stop + i, lane = at % kBlock, number = at / s.page;
-      if (at % s.page == 0) begin_page(p, number, i, usable, k);
+      if (at % s.page == 0) begin_page(p, number, i, usable, k, scratch);
       uint16_t* marks = s.block_marks(p, at / kBlock);
       int8_t* codes = s.block_codes(p, at / kBlock);
       const bool is_good = usable[static_cast<size_t>(i)];
-      read(row(key, p, i), s.width, k);
+      widen(s.dtype, row(key, p, i), s.width, k);
       if (!is_good) std::fill_n(k, s.width, 0.0);
       kernels.code_key(k, s.page_center(p, number), s.width, scratch, codes, lane, marks);
       if (!is_good) {
         marks[kBlock + lane] = 0x7fc0;  // NaN: must be read, and spoils the rows that see it
         continue;
       }
-      read(row(value, p, i), s.value_width, v);
+      widen(s.dtype, row(value, p, i), s.value_width, v);
       for (int64_t d = 0; d < s.value_width; ++d) away[d] = v[d] - center[d];
       const double distance = up(norm_up(away, s.value_width) * (1.0 + gamma(2)));
       bounds[0] = std::max(bounds[0], up(distance + value_flush));
@@ -84,7 +76,8 @@ struct Appending {
     }
   }
 
-  void begin_page(int64_t p, int64_t number, int64_t first, const std::vector<uint8_t>& usable, double* sum) const {
+  void begin_page(int64_t p, int64_t number, int64_t first, const std::vector<uint8_t>& usable, double* sum,
+                  double* k) const {
     float* center = s.page_center(p, number);
     const int64_t here = std::min(s.page, count - first);
     if (here < s.page / kOwnCenter && number > 0) {
@@ -96,7 +89,8 @@ struct Appending {
     for (int64_t i = first; i < first + here; ++i) {
       if (!usable[static_cast<size_t>(i)]) continue;
       ++good;
-      for (int64_t d = 0; d < s.width; ++d) sum[d] += static_cast<double>(load(s.dtype, row(key, p, i), d));
+      widen(s.dtype, row(key, p, i), s.width, k);
+      for (int64_t d = 0; d < s.width; ++d) sum[d] += k[d];
     }
     for (int64_t d = 0; d < s.width; ++d) {
       const float mean = static_cast<float>(sum[d] / static_cast<double>(std::max<int64_t>(good, 1)));

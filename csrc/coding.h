@@ -8,12 +8,28 @@
 namespace tailbound {
 namespace {
 
+// The first three levels, in registers.
+inline void rotate_eight(double* x) {
+  const double a0 = x[0] + x[1], a1 = x[0] - x[1], a2 = x[2] + x[3], a3 = x[2] - x[3];
+  const double a4 = x[4] + x[5], a5 = x[4] - x[5], a6 = x[6] + x[7], a7 = x[6] - x[7];
+  const double b0 = a0 + a2, b1 = a1 + a3, b2 = a0 - a2, b3 = a1 - a3;
+  const double b4 = a4 + a6, b5 = a5 + a7, b6 = a4 - a6, b7 = a5 - a7;
+  x[0] = b0 + b4, x[1] = b1 + b5, x[2] = b2 + b6, x[3] = b3 + b7;
+  x[4] = b0 - b4, x[5] = b1 - b5, x[6] = b2 - b6, x[7] = b3 - b7;
+}
+
 // H x in place: butterflies of distance 1, 2, 4, ..., blocks of falling powers of two, each times 2^-(levels / 2).
 inline void rotate(double* x, int64_t width) {
   for (int64_t size = int64_t{1} << 30; size > 0; size >>= 1) {
     if (!(width & size)) continue;
     int levels = 0;
-    for (int64_t distance = 1; distance < size; distance *= 2, ++levels)
+    int64_t distance = 1;
+    if (size >= 8) {
+      for (int64_t i = 0; i < size; i += 8) rotate_eight(x + i);
+      levels = 3;
+      distance = 8;
+    }
+    for (; distance < size; distance *= 2, ++levels)
       for (int64_t i = 0; i < size; i += 2 * distance)
         for (int64_t j = i; j < i + distance; ++j) {
           const double a = x[j], b = x[j + distance];
@@ -60,11 +76,7 @@ inline CodedQuery code_query(const double* query, int64_t width, double* scratch
   double *turned = scratch, *word = scratch + width;
   for (int64_t d = 0; d < width; ++d) turned[d] = query[d];
   rotate(turned, width);
-  double largest = 0.0;
-  for (int64_t d = 0; d < width; ++d) {
-    const double x = std::fabs(turned[d]);
-    largest = x > largest ? x : largest;
-  }
+  const double largest = largest_of(turned, width);
   double unit = largest / kWordMax;
   if (!(unit > 0.0)) unit = 1.0;
   for (int64_t d = 0; d < width; ++d) {
@@ -100,11 +112,7 @@ inline void code_key(const double* key, const float* center, int64_t width, doub
   }
   rotate(code, width);
   undo_gain(code, width);
-  double largest = 0.0;
-  for (int64_t d = 0; d < width; ++d) {
-    const double x = std::fabs(code[d]);
-    largest = x > largest ? x : largest;
-  }
+  const double largest = largest_of(code, width);
   uint16_t step_bits = bfloat16_up(largest / 127.0);
   if (step_bits == 0x7f80) step_bits = 0;  // beyond bfloat16: no code, all in the residual
   const double step = static_cast<double>(bfloat16_float(step_bits));

@@ -86,6 +86,23 @@ inline int64_t size_of(Dtype dtype) { return dtype == Dtype::Float32 ? 4 : 2; }
 inline bool finite(float x) { return (bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
 inline bool finite(double x) { return (bit_cast<uint64_t>(x) & 0x7ff0000000000000u) != 0x7ff0000000000000u; }
 
+// n numbers of a tensor, exactly; returns whether all are finite. One loop a dtype, so that it vectorises.
+inline bool widen(Dtype dtype, const void* from, int64_t n, double* to) {
+  switch (dtype) {
+    case Dtype::Float32:
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<double>(static_cast<const float*>(from)[i]);
+      break;
+    case Dtype::BFloat16:
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<double>(bfloat16_float(static_cast<const uint16_t*>(from)[i]));
+      break;
+    default:
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<double>(float16_float(static_cast<const uint16_t*>(from)[i]));
+  }
+  uint64_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) bad |= static_cast<uint64_t>(!finite(to[i]));
+  return bad == 0;
+}
+
 // To nearest, ties to even.
 inline uint16_t to_bfloat16(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
@@ -117,6 +134,17 @@ inline void store(Dtype dtype, void* to, int64_t i, double x) {
 // Round to an integer, ties to even, for |x| < 2^51: the classic addition, which vectorises.
 inline double round_even(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
 
+// The largest size; eight at a time, so that it vectorises. NaN may be passed over.
+inline double largest_of(const double* x, int64_t n) {
+  double most[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) most[j] = std::fabs(x[i + j]) > most[j] ? std::fabs(x[i + j]) : most[j];
+  for (; i < n; ++i) most[0] = std::fabs(x[i]) > most[0] ? std::fabs(x[i]) : most[0];
+  for (int j = 1; j < 8; ++j) most[0] = most[j] > most[0] ? most[j] : most[0];
+  return most[0];
+}
+
 // In eight sums, so that it vectorises.
 inline double sum_of_squares(const double* x, int64_t n, double unit) {
   double sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -132,11 +160,9 @@ inline double norm_up(const double* x, int64_t n) {
   const double more = 1.0 + gamma(2.0 * static_cast<double>(n) + 16.0);
   const double sum = sum_of_squares(x, n, 1.0);
   if (sum > 0x1p-800 && sum < 0x1p800) return up(std::sqrt(sum) * more);
-  double largest = 0.0;
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < n; ++i)
     if (std::isnan(x[i])) return x[i];
-    if (std::fabs(x[i]) > largest) largest = std::fabs(x[i]);
-  }
+  const double largest = largest_of(x, n);
   if (largest == 0.0 || std::isinf(largest)) return largest;
   int exponent = 0;
   std::frexp(largest, &exponent);

@@ -43,12 +43,7 @@ void Tile::plan(int i) {
   double* q = query.data() + i * width;
   const uint8_t* from = request.query + (r.batch * request.query_batch_stride + r.head * request.query_head_stride +
                                          r.query * request.query_row_stride) * size_of(store.dtype);
-  r.finite = true;
-  for (int64_t d = 0; d < width; ++d) {
-    const float x = load(store.dtype, from, d);
-    r.finite = r.finite && finite(x);
-    q[d] = static_cast<double>(x);
-  }
+  r.finite = widen(store.dtype, from, width, q);
   if (!r.finite) std::fill_n(q, width, 0.0);
   std::vector<double> scratch(static_cast<size_t>(2 * width));
   const CodedQuery coded = kernels.code_query(q, width, scratch.data(), planes.data() + 8 * i, 8 * rows, &words[2 * i]);
