@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test check fuzz controls sanitize bench docs wheel clean
+.PHONY: setup demo test test-compat check fuzz controls sanitize bench docs wheel clean
 
 setup: $(READY)
 
@@ -23,6 +23,13 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# The transformers floor with the oldest and the newest version of it that pyproject.toml allows, each in its own
+# environment, on the wheel. `make test-compat COMPAT=5.21.0` runs another version.
+COMPAT ?= 5.20.0 5.24.0
+
+test-compat:
+	scripts/compat.sh $(PYTHON) $(COMPAT)
 
 check: setup
 	$(BIN)/ruff check .

@@ -98,6 +98,40 @@ def capture(
     _show(found.as_json() if as_json else None, show.capture(found))
 
 
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Option(help="Text to go on after. Default: stdin.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="The same from a file.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer each line of stdin; a prompt goes before the first.")
+    ] = False,
+    model: Model = "smollm2",
+    epsilon: Annotated[str, typer.Option(help="Budget: a number in [0, 1), or a JSON file.")] = "0.01",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most, each time.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    against_dense: Annotated[bool, typer.Option("--against-dense", help="Write it densely too; compare.")] = False,
+    download: Download = False,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Complete a text, or chat, with certified attention."""
+    from tailbound.lab import generate as job
+    from tailbound.lab import prompts, show
+    from tailbound.report.progress import Bars
+
+    _settle(seed, threads)
+    texts = prompts.turns(prompt, prompt_file, sys.stdin) if chat else prompts.one(prompt, prompt_file, sys.stdin)
+    options = job.Options(model, epsilon, max_new_tokens, temperature, dtype, chat, download, seed)
+    result = job.run(options, texts, Bars(), stream=not as_json, against_dense=against_dense)
+    if not as_json:
+        print()
+    _show(result.as_json() if as_json else None, show.generate(result))
+    if result.broken:
+        raise typer.Exit(1)
+
+
 bench = typer.Typer(no_args_is_help=True, help="Ratios of time, with the error in the same row.")
 app.add_typer(bench, name="bench")
 

@@ -69,7 +69,7 @@ class CertifiedLayer(DynamicLayer):
         """A certified layer with what a stock layer holds."""
         new, keys, values = cls(), layer.keys, layer.values
         if layer.is_initialized and keys is not None and values is not None:
-            new.dtype, new.device, new.is_initialized = layer.dtype, layer.device, True
+            new.device, new.is_initialized = layer.device, True
             new._plain = keys, values
             if keys.numel() and holdable(keys, values):
                 new._build(keys, values)
@@ -88,6 +88,11 @@ class CertifiedLayer(DynamicLayer):
         if self._index is not None:
             return self._index.nbytes
         return sum(tensor.nbytes for tensor in self._plain if tensor is not None)
+
+    @property
+    def _held_dtype(self) -> torch.dtype | None:
+        held = self._plain[0] if self._index is None else self._index
+        return None if held is None else held.dtype
 
     @property
     def keys(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,7 +122,7 @@ class CertifiedLayer(DynamicLayer):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if not holdable(key_states, value_states) or key_states.dtype is not self.dtype:
+        if not holdable(key_states, value_states) or key_states.dtype is not self._held_dtype:
             self._leave()
             return super().update(key_states, value_states, *args, **kwargs)
         index = self.index

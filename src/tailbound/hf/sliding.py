@@ -30,7 +30,7 @@ class CertifiedSlidingLayer(CertifiedLayer, DynamicSlidingWindowLayer):  # pyrig
         new.cumulative_length, new.record_past = layer.cumulative_length, layer.record_past
         new._sliding_window_tensor = layer._sliding_window_tensor
         if layer.is_initialized and keys is not None and values is not None:
-            new.dtype, new.device, new.is_initialized = layer.dtype, layer.device, True
+            new.device, new.is_initialized = layer.device, True
             new._plain = keys, values
             new._sketch()
         return new
@@ -44,7 +44,7 @@ class CertifiedSlidingLayer(CertifiedLayer, DynamicSlidingWindowLayer):  # pyrig
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         new = key_states.shape[2]
-        fits = holdable(key_states, value_states) and key_states.dtype is self.dtype
+        fits = holdable(key_states, value_states) and key_states.dtype is self._held_dtype
         if fits and self.index is None:
             self._sketch()
         index = self.index

@@ -61,6 +61,8 @@ class _Round:
 
     @torch.inference_mode()
     def run(self, progress: Progress) -> list[Row]:
+        from tailbound.lab import decoders
+
         where = f"{self._dtype}, {self._context:,} tokens"
         with ExitStack() as stack:
             self._line_up(stack)
@@ -72,7 +74,9 @@ class _Round:
             self._share(first)
             with progress.task(f"contestants take turns, {where}", self._options.steps + 1) as advance:
                 logits: dict[Name, list[Tensor]] = {name: [] for name in self._decoders}
-                calls = {name: _forcing(one, self._forced, logits[name]) for name, one in self._decoders.items()}
+                calls = {
+                    name: decoders.forcing(one, self._forced, logits[name]) for name, one in self._decoders.items()
+                }
                 seconds = timing.take_turns(calls, self._options.steps, advance)
             profiles = self._profiles(progress)
             return self._rows(seconds, logits, prefills, peaks, profiles)
@@ -163,11 +167,6 @@ class _Round:
             )
             rows.append(row)
         return rows
-
-
-def _forcing(decoder: Decoder, forced: Tensor, logits: list[Tensor]) -> Any:
-    """A call that feeds the next token of forced (1, steps) and keeps the logits (vocabulary,)."""
-    return lambda: logits.append(decoder.step(forced[:, len(logits) : len(logits) + 1]))
 
 
 def _prefill_fields(

@@ -7,7 +7,7 @@ it is while they take turns, and nothing is switched between two steps.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,11 +101,18 @@ def folded(model: PreTrainedModel, room: int) -> Decoder:
 
 
 @contextmanager
-def certified(model: PreTrainedModel, epsilon: float, record: bool = True) -> Iterator[tuple[Decoder, hf.Ledger]]:
+def certified(
+    model: PreTrainedModel, epsilon: float | hf.Budget, record: bool = True
+) -> Iterator[tuple[Decoder, hf.Ledger]]:
     """Ours: a twin under `certify` for the length of a block."""
     decoder = Decoder(model, "sdpa")
     with hf.certify(decoder.model, epsilon, record=record) as ledger:
         yield decoder, ledger
+
+
+def forcing(decoder: Decoder, forced: Tensor, logits: list[Tensor]) -> Callable[[], None]:
+    """A call that feeds the next token of forced (1, steps) and keeps the logits (vocabulary,)."""
+    return lambda: logits.append(decoder.step(forced[:, len(logits) : len(logits) + 1]))
 
 
 def check_full_attention(model: PreTrainedModel) -> None:

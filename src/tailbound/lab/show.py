@@ -9,12 +9,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from tailbound.lab.captures import Summary
-from tailbound.lab.demo import Result
+from tailbound.lab.demo import Result as Demo
+from tailbound.lab.generate import Result
 from tailbound.lab.machine import Machine
 from tailbound.report import tables
 
 
-def demo(result: Result) -> Iterator[RenderableType]:
+def demo(result: Demo) -> Iterator[RenderableType]:
     """The text, the table by layer, and what it comes to."""
     passage = Text(result.prompt_end, style="dim") + Text(result.written, style="bold")
     yield Panel(passage, title=f"{result.model} writes on after {result.context:,} tokens of {result.source}")
@@ -49,6 +50,36 @@ def demo(result: Result) -> Iterator[RenderableType]:
             ("seconds", ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.phases.items())),
         ]
     )
+
+
+def generate(result: Result) -> RenderableType:
+    """What the certificates of a text say, and dense attention beside it."""
+    last = result.turns[-1]
+    speed = "" if last.tokens_per_s is None else f", then {last.tokens_per_s:.1f} tokens/s"
+    of_turns = f" (the last of {len(result.turns)} turns)" if len(result.turns) > 1 else ""
+    rows: list[tuple[str, RenderableType]] = [
+        ("speed" + of_turns, f"first token after {last.first_token_s:.2f} s{speed}"),
+        ("tokens", f"{last.prompt_tokens:,} read, {last.reused:,} of them from the cache; {last.tokens:,} written"),
+        ("certificates", f"{result.certificates:,}, epsilon {result.epsilon}"),
+    ]
+    if result.certificates:
+        rows += [
+            ("largest TV", tables.figure(result.tv_max, ".6f")),
+            ("keys kept, mean", tables.figure(result.kept_share, ".1%")),
+            ("status", ", ".join(f"{name} {count:,}" for name, count in result.statuses.items())),
+        ]
+    rows += [(f"exact, layers {layers}", f"{calls} calls a layer: {reason}") for layers, reason, calls in result.exact]
+    if (dense := result.dense) is not None:
+        alone = "" if dense.tokens_per_s is None else f"{dense.tokens_per_s:.1f} tokens/s; "
+        rows += [
+            ("dense", f"{alone}a certified step is {dense.ratio.in_words(False)} times faster"),
+            ("dense, its text", f"the same for {dense.shared_prefix} of {dense.tokens} tokens"),
+            ("dense, step by step", f"argmax agreement {dense.argmax_agreement:.1%}"),
+            ("dense, next-token TV", f"{dense.next_token_tv_mean:.5f}, mean along the dense text"),
+        ]
+    if result.broken:
+        rows.append(("broken", Text(result.broken, style="bold red")))
+    return tables.pairs(rows)
 
 
 def doctor(machine: Machine) -> RenderableType:
