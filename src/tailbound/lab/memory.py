@@ -11,18 +11,32 @@ from pathlib import Path
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_ALONE, _USUAL = 1 << 20, 32 << 20
+"""glibc's names, and bytes from which an allocation is mapped by itself: while measuring, and where glibc's own
+adjusting ends in a process that has freed large tensors."""
+
+
 def peak_over(call: Callable[[], object]) -> int | None:
     """Bytes of resident memory at the highest point of a call, above what was resident when it began.
 
-    Free memory that the allocator holds is given back first: what a call takes would else be served from it unseen.
+    Free memory that the allocator holds is given back first: what a call takes would else be served from it unseen. And
+    during the call tensors of a MiB or more are mapped each by itself: else holes between them count, which
+    depend on what ran before (the same call took 453 and then 635 MB).
     None where the system cannot say.
     """
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)
+        allocator = ctypes.CDLL(None)
+        allocator.malloc_trim(0)
         _CLEAR.write_text("5", encoding="ascii")  # resets the high-water mark
         before = _resident("VmRSS")
-        call()
+        allocator.mallopt(_MMAP_THRESHOLD, _ALONE)
+        try:
+            call()
+        finally:
+            allocator.mallopt(_MMAP_THRESHOLD, _USUAL)
+            allocator.mallopt(_TRIM_THRESHOLD, 2 * _USUAL)
         return _resident("VmHWM") - before
     except (OSError, AttributeError):
         return None
