@@ -114,12 +114,11 @@ void Sweep::scan(Segment& part) {
 
 // To a level of at least `top`. Before the first finite end any level serves.
 void Sweep::raise(Segment& part, int row, float top) {
-  if (top <= part.level[row] && part.seen[row]) return;
-  if (top > -kInfinity) {
+  if (!(top > -kInfinity) || (part.seen[row] && top <= part.level[row])) return;
+  if (part.seen[row])
     part.sure[row] *= std::exp(static_cast<double>(part.level[row]) - static_cast<double>(top)) * (1.0 - 0x1p-30);
-    part.level[row] = top;
-    part.seen[row] = true;
-  }
+  part.level[row] = top;
+  part.seen[row] = true;
 }
 
 float Sweep::finite_top(const float* upper, int64_t n) {

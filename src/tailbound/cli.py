@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -167,7 +167,7 @@ def bench_decode(
 ) -> None:
     """Time one decode step of attention over all layers, certified against dense, with the error in the same row."""
     from tailbound.lab import bench as job
-    from tailbound.lab import folder, machine, show_bench
+    from tailbound.lab import folder, show_bench
     from tailbound.report.progress import Bars
 
     _settle(seed, 0)
@@ -190,13 +190,7 @@ def bench_decode(
     if output is not None:
         folder.prepare(output)
     rows = job.decode(options, Bars())
-    for row in rows if as_json else ():
-        print(json.dumps(row.as_json()))
-    if not as_json:
-        _show(None, *show_bench.bench(rows))
-    missing = None if output is None else show_bench.write(output, machine.inspect(), rows)
-    if missing:
-        print(f"tailbound: {missing}", file=sys.stderr)
+    _give_rows(show_bench, rows, output, as_json)
     if any(row.violations for row in rows):
         raise typer.Exit(1)
 
@@ -219,7 +213,7 @@ def bench_generate(
 ) -> None:
     """Time whole decode steps of a real model, certified against dense, with agreement in the same row."""
     from tailbound.lab import bench_generate as job
-    from tailbound.lab import folder, machine, show_bench_generate
+    from tailbound.lab import folder, show_bench_generate
     from tailbound.lab.steps import Options
     from tailbound.report.progress import Bars
 
@@ -241,13 +235,7 @@ def bench_generate(
     if output is not None:
         folder.prepare(output)
     rows = job.run(options, Bars())
-    for row in rows if as_json else ():
-        print(json.dumps(row.as_json()))
-    if not as_json:
-        _show(None, *show_bench_generate.bench(rows))
-    missing = None if output is None else show_bench_generate.write(output, machine.inspect(), rows)
-    if missing:
-        print(f"tailbound: {missing}", file=sys.stderr)
+    _give_rows(show_bench_generate, rows, output, as_json)
     if any(row.broken for row in rows):
         raise typer.Exit(1)
 
@@ -277,6 +265,20 @@ def _list(option: str, given: list[str] | None, kind: Callable[[str], Value]) ->
     except ValueError as error:
         what = "whole numbers" if kind is int else "numbers"
         raise InputError(f"{option} {','.join(words)}: give {what}, as in {option} 1,2") from error
+
+
+def _give_rows(room: Any, rows: Sequence[Any], output: Path | None, as_json: bool) -> None:
+    """Rows of a benchmark: JSON lines or the tables of its `show_` module, and the folder of `--output`."""
+    from tailbound.lab import machine
+
+    if as_json:
+        for row in rows:
+            print(json.dumps(row.as_json()))
+    else:
+        _show(None, *room.bench(rows))
+    missing = None if output is None else room.write(output, machine.inspect(), rows)
+    if missing:
+        print(f"tailbound: {missing}", file=sys.stderr)
 
 
 def _show(figures: dict[str, Any] | None, *renderables: Any) -> None:

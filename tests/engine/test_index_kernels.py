@@ -95,6 +95,7 @@ PROFILES = {
     "peaks": lambda at, gen: 12.0 * (torch.rand(len(at), generator=gen) < 0.001),
     "one": lambda at, gen: 9.0 * (at == 1717),
     "flat": lambda at, gen: 0.0 * at,
+    "low": lambda at, gen: 0.0 * at - 2000.0,
 }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _ALONE, _USUAL = 1 << 20, 32 << 20
 """glibc's names, and bytes from which an allocation is mapped by itself: while measuring, and where glibc's own
@@ -28,18 +27,20 @@ def peak_over(call: Callable[[], object]) -> int | None:
     gc.collect()
     try:
         allocator = ctypes.CDLL(None)
+        adjust = allocator.mallopt
         allocator.malloc_trim(0)
         _CLEAR.write_text("5", encoding="ascii")  # resets the high-water mark
         before = _resident("VmRSS")
-        allocator.mallopt(_MMAP_THRESHOLD, _ALONE)
-        try:
-            call()
-        finally:
-            allocator.mallopt(_MMAP_THRESHOLD, _USUAL)
-            allocator.mallopt(_TRIM_THRESHOLD, 2 * _USUAL)
-        return _resident("VmHWM") - before
     except (OSError, AttributeError):
+        call()
         return None
+    adjust(_MMAP_THRESHOLD, _ALONE)
+    try:
+        call()
+    finally:
+        adjust(_MMAP_THRESHOLD, _USUAL)
+        adjust(_TRIM_THRESHOLD, 2 * _USUAL)
+    return _resident("VmHWM") - before
 
 
 def _resident(name: str) -> int:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
-from rich.text import Text
 
-from tailbound.lab import folder, timing
+from tailbound.lab import folder, losing, timing
 from tailbound.lab.bench import BASELINE, OURS, PEERS, READ, Row
 from tailbound.lab.machine import Machine
 from tailbound.report import plots, tables
@@ -36,19 +35,15 @@ def bench(rows: Sequence[Row]) -> Iterator[RenderableType]:
     """A table for each number of threads, and where we lose."""
     for threads, some in _by_threads(rows).items():
         yield tables.figures(_title(some[0], threads), _COLUMNS, (_cells(row, True) for row in some), _CAPTION)
-    lost = list(losses(rows))
-    yield Text("Where we lose:" if lost else "We lose to none of the peers here.", style="bold")
-    for line in lost:
-        yield Text(f"  {line}")
+    yield from losing.lines(losses(rows))
 
 
 def losses(rows: Sequence[Row]) -> Iterator[str]:
     """A line for each row of ours that is slower than a peer."""
     for row in rows:
         if peers := row.loses_to():
-            slower = ", ".join(f"{row.ratio[peer].median:.2f} times as fast as {peer}" for peer in peers)
             budget = f" epsilon {row.epsilon:g}" if row.epsilon else ""
-            yield f"{name(row)}{budget}, {timing.threads(row.threads)}: {slower}"
+            yield f"{name(row)}{budget}, {timing.threads(row.threads)}: {losing.slower(row.ratio, peers)}"
 
 
 def name(row: Row) -> str:
@@ -70,8 +65,7 @@ def _markdown(machine: Machine, rows: Sequence[Row]) -> str:
     parts = [f"{machine.in_short}\n"]
     for threads, some in _by_threads(rows).items():
         parts += [f"## {_title(some[0], threads)}\n", tables.markdown(_COLUMNS, (_cells(row, False) for row in some))]
-    lost = "".join(f"- {line}\n" for line in losses(rows))
-    return "\n".join([*parts, f"{_CAPTION}\n", "## Where we lose\n", lost or "To none of the peers.\n"])
+    return "\n".join([*parts, f"{_CAPTION}\n", losing.markdown(losses(rows))])
 
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:

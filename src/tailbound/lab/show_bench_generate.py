@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from tailbound.lab import folder, timing
+from tailbound.lab import folder, losing, timing
 from tailbound.lab.machine import Machine
 from tailbound.lab.steps import OURS, PEERS, STOCK, Row
 from tailbound.report import plots, tables
@@ -47,18 +47,15 @@ def bench(rows: Sequence[Row]) -> Iterator[RenderableType]:
         if some[0].profile:
             yield tables.figures(f"Milliseconds of a step: {title}", *_profile(some))
     yield Text(_CAPTION, style="italic")
-    lost = list(losses(rows))
-    yield Text("Where we lose:" if lost else "We lose to none of the peers here.", style="bold")
-    for line in lost:
-        yield Text(f"  {line}")
+    yield from losing.lines(losses(rows))
 
 
 def losses(rows: Sequence[Row]) -> Iterator[str]:
     """A line for each row of ours whose steps are slower than a peer's."""
     for row in rows:
         if peers := row.loses_to():
-            slower = ", ".join(f"{row.ratio[peer].median:.2f} times as fast as {peer}" for peer in peers)
-            yield f"{_name(row)}, {row.dtype}, {row.context:,} tokens, {timing.threads(row.threads)}: {slower}"
+            where = f"{row.dtype}, {row.context:,} tokens, {timing.threads(row.threads)}"
+            yield f"{_name(row)}, {where}: {losing.slower(row.ratio, peers)}"
 
 
 def write(to: Path, machine: Machine, rows: Sequence[Row]) -> str | None:
@@ -86,8 +83,7 @@ def _markdown(machine: Machine, rows: Sequence[Row]) -> str:
         parts += [f"## {title}\n", tables.markdown(_COLUMNS, (_cells(row, False) for row in some))]
         if some[0].profile:
             parts += ["Milliseconds of a step:\n", tables.markdown(*_profile(some))]
-    lost = "".join(f"- {line}\n" for line in losses(rows))
-    return "\n".join([*parts, f"{_CAPTION}\n", "## Where we lose\n", lost or "To none of the peers.\n"])
+    return "\n".join([*parts, f"{_CAPTION}\n", losing.markdown(losses(rows))])
 
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:
