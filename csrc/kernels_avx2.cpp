@@ -62,7 +62,7 @@ inline double sum_of(__m256d x) {
   return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
 }
 
-// exp(x) for x <= 8: relative error below 2^-19 for -87 <= x, argument reduction included; 0 for less and for NaN.
+// exp(x) for x <= 16: relative error below 2^-19 for -87 <= x, argument reduction included; 0 for less and for NaN.
 inline __m256 exp8(__m256 x) {
   const __m256 log2e = all(1.44269504088896341f);
   const __m256 in = _mm256_cmp_ps(x, all(-87.0f), _CMP_GE_OQ);
@@ -88,10 +88,14 @@ inline __m256i add_products(__m256i sum, __m256i code, __m256i words) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(code, words), _mm256_set1_epi16(1)));
 }
 
-// 8 keys (half a block), D components: D / 4 loads and 6 R instructions each.
+inline __m256 bracket8(const Terms& t, __m256 residual, __m256 extent) {
+  return _mm256_fmadd_ps(all(t.residual), residual, _mm256_fmadd_ps(all(t.extent), extent, all(t.error)));
+}
+
+// Upper ends and brackets of 8 keys (half a block), D components: D / 4 loads and 6 R instructions each.
 template <int R>
-inline void scan_half(const int8_t* codes, int half, const uint16_t* marks, int64_t width, const int8_t* planes, int rows,
-                      const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
+inline void half_ends(const int8_t* codes, int half, const uint16_t* marks, int64_t width, const int8_t* planes, int rows,
+                      const Terms* terms, const int32_t* shift, __m256* end, __m256* bracket) {
   __m256i coarse[R], fine[R];
   for (int r = 0; r < R; ++r) {
     coarse[r] = _mm256_set1_epi32(shift[2 * r]);
@@ -119,24 +123,25 @@ inline void scan_half(const int8_t* codes, int half, const uint16_t* marks, int6
       fine[r] = add_products(fine[r], code, four(planes + 8 * r + 4));
     }
   }
-  marks += 8 * half;
   const __m256 step = marks8(marks), residual = marks8(marks + kBlock), extent = marks8(marks + 2 * kBlock);
   for (int r = 0; r < R; ++r) {
     const Terms& t = terms[r];
     const __m256 product = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(coarse[r], 6), fine[r]));
     const __m256 middle = _mm256_add_ps(all(t.base), _mm256_mul_ps(_mm256_mul_ps(all(t.unit), product), step));
-    const __m256 bracket =
-        _mm256_fmadd_ps(all(t.residual), residual, _mm256_fmadd_ps(all(t.extent), extent, all(t.error)));
-    _mm256_storeu_ps(upper + r * stride + half * 8, _mm256_add_ps(middle, bracket));
+    bracket[r] = bracket8(t, residual, extent);
+    end[r] = _mm256_add_ps(middle, bracket[r]);
   }
 }
 
 template <int R>
 void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
                const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
-  for (int64_t block = 0; block < blocks; ++block, codes += kBlock * width, marks += 3 * kBlock, upper += kBlock) {
-    scan_half<R>(codes, 0, marks, width, planes, rows, terms, shift, upper, stride);
-    scan_half<R>(codes, 1, marks, width, planes, rows, terms, shift, upper, stride);
+  for (int64_t i = 0; i < 2 * blocks; ++i) {
+    const int half = static_cast<int>(i % 2);
+    __m256 end[R], bracket[R];
+    half_ends<R>(codes + i / 2 * kBlock * width, half, marks + i / 2 * 3 * kBlock + half * 8, width, planes, rows, terms, shift,
+                 end, bracket);
+    for (int r = 0; r < R; ++r) _mm256_storeu_ps(upper + r * stride + 8 * i, end[r]);
   }
 }
 
@@ -160,40 +165,74 @@ inline __m256 decay8(__m256 x) {
   return _mm256_max_ps(p, _mm256_setzero_ps());
 }
 
-// 8 keys: 6 instructions to expand marks, and for each row an exponential of 12, its decay of 7, 18 others.
+// Weights of R rows and what they add up to. 8 keys of a row: an exponential of 12, its decay of 7, 16 others.
+template <int R>
+struct Weighing {
+  __m256 sums[R], smallest[R], unbounded = _mm256_setzero_ps();
+
+  Weighing() {
+    for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_ps(), smallest[r] = all(__builtin_inff());
+  }
+
+  void add(int r, __m256 end, __m256 bracket, float level, float* to) {
+    const __m256 infinity = all(__builtin_inff());
+    const __m256 bounded = _mm256_cmp_ps(end, infinity, _CMP_LT_OQ);
+    const __m256 hidden = _mm256_cmp_ps(end, all(-__builtin_inff()), _CMP_EQ_OQ);
+    const __m256 good = _mm256_andnot_ps(hidden, bounded);
+    unbounded = _mm256_or_ps(unbounded, _mm256_cmp_ps(end, infinity, _CMP_NLT_UQ));
+    smallest[r] = _mm256_min_ps(_mm256_blendv_ps(infinity, bracket, good), smallest[r]);
+    const __m256 weight = _mm256_and_ps(good, exp8(_mm256_sub_ps(end, all(level))));
+    const __m256 lower = _mm256_and_ps(good, decay8(_mm256_add_ps(bracket, bracket)));
+    sums[r] = _mm256_fmadd_ps(weight, lower, sums[r]);
+    const __m256 kept = _mm256_max_ps(_mm256_mul_ps(weight, all(1.0f + 0x1p-16f)), all(kLeastWeight));
+    _mm256_storeu_ps(to, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, kept, bounded)));
+  }
+
+  bool end(double* sure, float* least) const {
+    for (int r = 0; r < R; ++r) {
+      sure[r] += static_cast<double>(sum_of(sums[r])) * (1.0 - 0x1p-14);
+      const float here = -max_of(_mm256_sub_ps(_mm256_setzero_ps(), smallest[r]));
+      least[r] = here < least[r] ? here : least[r];
+    }
+    return lanes(unbounded) != 0;
+  }
+};
+
 template <int R>
 bool weigh_rows(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, const Terms* terms, const float* level,
                 double* sure, float* least) {
-  const __m256 infinity = all(__builtin_inff()), more = all(1.0f + 0x1p-16f), tiny = all(kLeastWeight);
-  __m256 sums[R], smallest[R], unbounded = _mm256_setzero_ps();
-  for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_ps(), smallest[r] = infinity;
+  Weighing<R> w;
   for (int64_t i = 0; i < blocks * kBlock; i += 8) {
     const uint16_t* m = marks + i / kBlock * 3 * kBlock + i % kBlock;
     const __m256 residual = marks8(m + kBlock), extent = marks8(m + 2 * kBlock);
     for (int r = 0; r < R; ++r) {
-      const Terms& t = terms[r];
-      const __m256 end = _mm256_loadu_ps(upper + r * stride + i);
-      const __m256 bounded = _mm256_cmp_ps(end, infinity, _CMP_LT_OQ);
-      const __m256 hidden = _mm256_cmp_ps(end, all(-__builtin_inff()), _CMP_EQ_OQ);
-      const __m256 good = _mm256_andnot_ps(hidden, bounded);
-      unbounded = _mm256_or_ps(unbounded, _mm256_cmp_ps(end, infinity, _CMP_NLT_UQ));
-      const __m256 from = _mm256_sub_ps(end, all(level[r]));
-      const __m256 bracket =
-          _mm256_fmadd_ps(all(t.residual), residual, _mm256_fmadd_ps(all(t.extent), extent, all(t.error)));
-      smallest[r] = _mm256_min_ps(_mm256_blendv_ps(infinity, bracket, good), smallest[r]);
-      const __m256 weight = _mm256_and_ps(good, exp8(from));
-      const __m256 lower = _mm256_and_ps(good, decay8(_mm256_add_ps(bracket, bracket)));
-      sums[r] = _mm256_fmadd_ps(weight, lower, sums[r]);
-      const __m256 kept = _mm256_max_ps(_mm256_mul_ps(weight, more), tiny);
-      _mm256_storeu_ps(upper + r * stride + i, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, kept, bounded)));
+      float* to = upper + r * stride + i;
+      w.add(r, _mm256_loadu_ps(to), bracket8(terms[r], residual, extent), level[r], to);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    sure[r] += static_cast<double>(sum_of(sums[r])) * (1.0 - 0x1p-14);
-    const float here = -max_of(_mm256_sub_ps(_mm256_setzero_ps(), smallest[r]));
-    least[r] = here < least[r] ? here : least[r];
+  return w.end(sure, least);
+}
+
+// The scan and its weights in one pass: while these are worked out, the next codes come in.
+template <int R>
+bool scan_weights_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
+                       int rows, const Terms* terms, const int32_t* shift, const float* level, float* weights,
+                       int64_t stride, float* top, double* sure, float* least) {
+  Weighing<R> w;
+  __m256 most[R];
+  for (int r = 0; r < R; ++r) most[r] = all(-__builtin_inff());
+  for (int64_t i = 0; i < 2 * blocks; ++i) {
+    const int half = static_cast<int>(i % 2);
+    __m256 end[R], bracket[R];
+    half_ends<R>(codes + i / 2 * kBlock * width, half, marks + i / 2 * 3 * kBlock + half * 8, width, planes, rows, terms, shift,
+                 end, bracket);
+    for (int r = 0; r < R; ++r) {
+      most[r] = _mm256_max_ps(end[r], most[r]);  // vmaxps gives its second operand where one is NaN
+      w.add(r, end[r], bracket[r], level[r], weights + r * stride + 8 * i);
+    }
   }
-  return lanes(unbounded) != 0;
+  for (int r = 0; r < R; ++r) top[r] = max_of(most[r]);
+  return w.end(sure, least);
 }
 
 #include "scan.inc"
@@ -336,6 +375,6 @@ void dots_of_pairs(const uint8_t* const*, int64_t, const uint16_t*, int64_t, Vec
 }  // namespace
 
 const Kernels kAvx2Kernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
 
 }  // namespace tailbound

@@ -74,6 +74,14 @@ bool weigh(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, 
   return infinite;
 }
 
+bool scan_weights(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
+                  const int32_t* words, int rows, const Terms* terms, const float* level, float* weights, int64_t stride,
+                  float* largest, double* sure, float* least) {
+  scan(codes, marks, blocks, width, planes, words, rows, terms, weights, stride);
+  for (int row = 0; row < rows; ++row) largest[row] = top(weights + row * stride, blocks * kBlock);
+  return weigh(weights, stride, marks, blocks, rows, terms, level, sure, least);
+}
+
 void shrink(float* weights, int64_t n, float factor) {
   for (int64_t i = 0; i < n; ++i)
     if (weights[i] > 0.0f)
@@ -132,7 +140,7 @@ double logit_roundings(int64_t) { return 2.0; }  // the query's own; the rest is
 }  // namespace
 
 const Kernels kScalarKernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
 
 const Kernels& kernels(Level level) {
   switch (level) {
