@@ -119,6 +119,7 @@ class Sweep {
   void work(const Team& team);
   void split(int threads);
   void scan(Segment& part);
+  void note_least(Segment& part, int64_t first, int64_t last, const Terms* terms) const;
   bool scan_weights(Segment& part, int64_t page, int64_t first, int64_t last, const Terms* terms);
   void scan_page(Segment& part, int64_t page, int64_t first, int64_t last, const Terms* terms);
   static float finite_top(const float* upper, int64_t n);

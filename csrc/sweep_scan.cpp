@@ -92,9 +92,27 @@ void Sweep::scan(Segment& part) {
     Terms* terms = terms_of(part.pair, page);
     tile.terms(page, terms);
     const bool whole = first % kBlock == 0 && last % kBlock == 0 && last <= seen_by_all;
-    if (whole && scan_weights(part, page, first, last, terms)) return;
-    scan_page(part, page, first, last, terms);
+    if (!whole || !scan_weights(part, page, first, last, terms)) scan_page(part, page, first, last, terms);
+    note_least(part, first, last, terms);
   });
+}
+
+// The smallest bracket of each row's intervals, or less.
+void Sweep::note_least(Segment& part, int64_t first, int64_t last, const Terms* terms) const {
+  int16_t least[kBlock];  // bfloat16 numbers above 0 have the order of their bits
+  std::fill_n(least, kBlock, int16_t{0x7f80});
+  for (int64_t block = first / kBlock; block * kBlock < last; ++block) {
+    const uint16_t* residuals = s_.block_marks(part.pair, block) + kBlock;
+    const int64_t from = std::max<int64_t>(first - block * kBlock, 0), until = std::min(last - block * kBlock, kBlock);
+    if (until - from < kBlock) {
+      for (int64_t i = from; i < until; ++i) least[i] = std::min(least[i], static_cast<int16_t>(residuals[i]));
+    } else {
+      for (int64_t i = 0; i < kBlock; ++i) least[i] = std::min(least[i], static_cast<int16_t>(residuals[i]));
+    }
+  }
+  const float residual = bfloat16_float(static_cast<uint16_t>(*std::min_element(least, least + kBlock)));
+  for (int row = 0; row < rows_; ++row)
+    part.least[row] = std::min(part.least[row], (terms[row].residual * residual + terms[row].error) * (1.0f - 0x1p-20f));
 }
 
 // False: a row has no level yet, or one that is too low; nothing has changed but the page's weights.
@@ -102,16 +120,14 @@ bool Sweep::scan_weights(Segment& part, int64_t page, int64_t first, int64_t las
   const Tile& tile = *tiles_[part.pair];
   if (!std::all_of(part.seen, part.seen + rows_, [](bool seen) { return seen; })) return false;
   const int64_t block = first / kBlock;
-  float top[kMaxRows], least[kMaxRows];
+  float top[kMaxRows];
   double sure[kMaxRows] = {};
-  std::copy_n(part.least, rows_, least);
-  const bool infinite = k_.scan_weights(s_.block_codes(part.pair, block), s_.block_marks(part.pair, block),
-                                        (last - first) / kBlock, s_.width, tile.planes.data(), tile.words.data(), rows_,
-                                        terms, part.level, weights(part.pair, 0) + first - origin_, stride_, top, sure, least);
+  if (!k_.scan_weights(s_.block_codes(part.pair, block), s_.block_marks(part.pair, block), (last - first) / kBlock, s_.width,
+                       tile.planes.data(), tile.words.data(), rows_, terms, part.level,
+                       weights(part.pair, 0) + first - origin_, stride_, top, sure))
+    return false;
   for (int row = 0; row < rows_; ++row)
     if (!(top[row] <= part.level[row] + kLevelSlack)) return false;
-  part.infinite |= infinite;
-  std::copy_n(least, rows_, part.least);
   for (int row = 0; row < rows_; ++row) {
     part.sure[row] += sure[row];
     page_level(part.pair, page)[row] = part.level[row];
@@ -139,7 +155,7 @@ void Sweep::scan_page(Segment& part, int64_t page, int64_t first, int64_t last, 
     raise(part, row, top);
     page_level(part.pair, page)[row] = part.level[row];
   }
-  part.infinite |= k_.weigh(upper, stride_, marks, blocks, rows_, terms, part.level, part.sure, part.least);
+  part.infinite |= k_.weigh(upper, stride_, marks, blocks, rows_, terms, part.level, part.sure);
 }
 
 // To a level of at least `top`. Before the first finite end any level serves.
