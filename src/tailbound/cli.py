@@ -132,6 +132,27 @@ def generate(
         raise typer.Exit(1)
 
 
+@app.command()
+def reproduce(
+    part: Annotated[str, typer.Argument(help="gaussian or all.")] = "all",
+    out: Annotated[Path, typer.Option(help="Folder for rows, figures, plots and the report.")] = Path("reproduction"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin again; default: go on where a run stopped.")] = False,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the paper's experiments again, and the ones it leaves out; write a report with its figures beside ours."""
+    from tailbound.lab.reproduce import job, show
+    from tailbound.report.progress import Bars
+
+    _settle(seed, threads)
+    options = job.Options(job.PARTS if part == "all" else (part,), out, seed, fresh)
+    result = job.run(options, Bars())
+    _show(result.as_json() if as_json else None, *show.reproduce(result))
+    if result.violations:
+        raise typer.Exit(1)
+
+
 bench = typer.Typer(no_args_is_help=True, help="Ratios of time, with the error in the same row.")
 app.add_typer(bench, name="bench")
 

@@ -101,6 +101,18 @@ def test_sufficient_gap_is_where_the_bound_meets_epsilon(n, data, epsilon):
     assert mpmath.almosteq(bound, mpmath.mpf(epsilon), rel_eps=1e-9)
 
 
+@given(st.lists(st.floats(-60, 60), min_size=1, max_size=40))
+def test_a_ranking_says_what_the_heaviest_leave_out(values):
+    logits = torch.tensor(values, dtype=torch.float64)
+    found = theory.ranking(logits)
+    assert found.logits.tolist() == sorted(values, reverse=True)
+    assert found.tails[0] == 1
+    exact = [theory.tail_mass(logits, theory.top_k(logits, k)) for k in range(1, len(values))]
+    torch.testing.assert_close(found.tails[1:], torch.stack(exact) if exact else logits[:0], rtol=1e-12, atol=0)
+    tracked = theory.ranking(logits.requires_grad_())
+    assert torch.equal(tracked.logits, found.logits)
+
+
 def test_the_papers_example_of_a_sufficient_gap():
     assert round(theory.sufficient_gap(10_000, 32, 1e-4), 2) == 14.95
 

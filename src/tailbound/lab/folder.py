@@ -11,8 +11,8 @@ from tailbound.lab.errors import InputError
 from tailbound.report import plots
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder before the long work.
+def prepare(folder: Path, option: str = "--output") -> None:
+    """Make the folder that an option names, before the long work.
 
     Raises:
         InputError: it cannot be made.
@@ -20,7 +20,7 @@ def prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}; name a folder by --output") from error
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}; name a folder by {option}") from error
 
 
 def write(folder: Path, lines: Iterable[dict[str, Any]], markdown: str, plot: Callable[[Path], None]) -> str | None:

@@ -19,7 +19,7 @@ SCHEMA = "tailbound.doctor/1"
 _EXTRAS = {
     "hf": ("transformers", "accelerate", "gguf", "safetensors"),
     "search": ("scikit-learn",),
-    "report": ("matplotlib",),
+    "report": ("matplotlib", "pyarrow", "markdown-it-py"),
     "docs": ("mkdocs-material", "mkdocstrings"),
     "dev": ("pytest", "hypothesis", "mpmath", "ruff", "pyright", "import-linter", "beartype"),
 }
@@ -81,7 +81,7 @@ def inspect() -> Machine:
         tailbound=_version("tailbound") or "not installed",
         python=platform.python_version(),
         platform=platform.platform(),
-        processor=_processor(),
+        processor=processor(),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         cores=os.cpu_count() or 1,
@@ -109,7 +109,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, or "unknown"."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

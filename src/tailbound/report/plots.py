@@ -1,4 +1,7 @@
-"""Plots, with matplotlib, which is asked for only when one is drawn. Nothing here knows which job it is for."""
+"""Plots, with matplotlib, which is asked for only when one is drawn. Nothing here knows which job it is for.
+
+The suffix of a path, `.png` or `.svg`, says what is written. The same figures give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,31 @@ import importlib.util
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Curve(NamedTuple):
+    """Points or a line: `style` is matplotlib's, as in "o", "-" or "--"; `color` one of its names, or None."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: str = "-"
+    color: str | None = None
+
+
+class Panel(NamedTuple):
+    """Curves over one pair of axes. `log` names the logarithmic ones: "", "x", "y" or "xy"."""
+
+    title: str
+    x_axis: str
+    y_axis: str
+    curves: Sequence[Curve]
+    log: str = ""
 
 
 class Bar(NamedTuple):
@@ -24,9 +51,34 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def curves(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Write panels of curves, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.5, 4.6 * len(panels)), 4.2), layout="constrained")
+    figure.suptitle(textwrap.fill(title, 60 + 40 * len(panels)), fontsize="medium")
+    for place, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _panel(place, panel)
+    _save(figure, path)
+
+
+def _panel(place: Axes, panel: Panel) -> None:
+    for curve in panel.curves:
+        place.plot(curve.x, curve.y, curve.style, color=curve.color, label=curve.label, markersize=4, linewidth=1.5)
+    if "x" in panel.log:
+        place.set_xscale("log")
+    if "y" in panel.log:
+        place.set_yscale("log")
+    place.set_title(panel.title, loc="left", fontsize="medium")
+    place.set_xlabel(panel.x_axis)
+    place.set_ylabel(panel.y_axis)
+    place.grid(alpha=0.3)
+    if any(curve.label for curve in panel.curves):
+        place.legend(fontsize="small")
+
+
 def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]]) -> None:
-    """Write a PNG: one panel of horizontal bars after another, on a logarithmic axis with a line at 1."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Write one panel of horizontal bars after another, on a logarithmic axis with a line at 1."""
     from matplotlib.figure import Figure
 
     height = 1 + sum(0.6 + 0.28 * len(panel) for panel in panels.values())
@@ -46,4 +98,17 @@ def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]])
         place.invert_yaxis()
         place.set_title(name, loc="left", fontsize="medium")
     axes[-1].set_xlabel(axis)
-    FigureCanvasAgg(figure).print_png(str(path))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Text in an SVG stays text; nothing in a file depends on the time or on chance."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    if path.suffix == ".svg":
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+            FigureCanvasSVG(figure).print_svg(str(path), metadata={"Date": None})
+    else:
+        FigureCanvasAgg(figure).print_png(str(path))

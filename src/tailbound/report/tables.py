@@ -37,9 +37,9 @@ def pairs(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) 
     return table
 
 
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same figures as a Markdown table, right-aligned."""
-    lines = [columns, ["---:"] * len(columns), *rows]
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 0) -> str:
+    """The same figures as a Markdown table, right-aligned but for the first columns, which hold `names`."""
+    lines = [columns, ["---"] * names + ["---:"] * (len(columns) - names), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 

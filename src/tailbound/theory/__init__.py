@@ -31,8 +31,10 @@ from tailbound.theory.output import (
     variances,
 )
 from tailbound.theory.truncation import (
+    Ranking,
     chi_square,
     kl_divergence,
+    ranking,
     smallest_k,
     tail_mass,
     top_k,
@@ -46,6 +48,7 @@ __all__ = [
     "BestBound",
     "GapChoice",
     "Means",
+    "Ranking",
     "Simulation",
     "Split",
     "Variances",
@@ -66,6 +69,7 @@ __all__ = [
     "means",
     "norm_bound",
     "output_difference",
+    "ranking",
     "several_gaps_bound",
     "simulate_k",
     "smallest_cross_diameter",

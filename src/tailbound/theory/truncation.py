@@ -6,11 +6,26 @@ Symbols: `logits` = their s, `P = softmax(s)`, `head` = their kept set, `P_hat` 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from tailbound.theory.inputs import check_budget, check_count, check_head, check_logits
+
+
+class Ranking(NamedTuple):
+    """Entries by falling weight.
+
+    Attributes:
+        logits: (..., n), `s_1 >= ... >= s_n`.
+        tails: (..., n), `tails[k]` the softmax mass of all but the k heaviest; `tails[0]` is 1.
+    """
+
+    logits: Float[Tensor, "*batch n"]
+    tails: Float[Tensor, "*batch n"]
 
 
 def top_k(logits: Float[Tensor, "*batch n"], k: int) -> Bool[Tensor, "*batch n"]:
@@ -98,10 +113,27 @@ def smallest_k(logits: Float[Tensor, "*batch n"], epsilon: float) -> Int64[Tenso
     2
     """
     check_budget(epsilon)
-    ranked = check_logits(logits).sort(dim=-1, descending=True).values
-    log_total = torch.logsumexp(ranked, -1, keepdim=True)
-    tails = torch.exp(ranked.flip(-1).logcumsumexp(-1).flip(-1) - log_total)  # tails[k]: ranks k and later
-    return (tails > epsilon).sum(-1).clamp(min=1)
+    return (ranking(logits).tails > epsilon).sum(-1).clamp(min=1)
+
+
+def ranking(logits: Float[Tensor, "*batch n"]) -> Ranking:
+    """Logits by falling weight, and what each number of heaviest entries leaves out.
+
+    >>> ranking(torch.tensor([0.25, 0.75], dtype=torch.float64).log()).tails.tolist()
+    [1.0, 0.25]
+    """
+    ranked = _sorted(check_logits(logits))
+    top = ranked[..., :1]
+    weights = torch.exp(ranked - torch.where(top.isneginf(), 0.0, top))
+    sums = weights.flip(-1).cumsum(-1).flip(-1)
+    return Ranking(ranked, torch.where(sums[..., :1] > 0, sums / sums[..., :1], 0.0))
+
+
+def _sorted(logits: Tensor) -> Tensor:
+    """Falling. On the CPU by NumPy, whose vectorised sort takes a sixth of the time of torch's."""
+    if logits.device.type == "cpu" and not logits.requires_grad:
+        return torch.from_numpy(np.sort(logits.numpy(), axis=-1)).flip(-1)
+    return logits.sort(dim=-1, descending=True).values
 
 
 def log_masses(logits: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:

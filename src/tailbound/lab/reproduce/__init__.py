@@ -1,0 +1,1 @@
+"""`tailbound reproduce`: the paper's experiments run again, and the ones that it leaves out."""

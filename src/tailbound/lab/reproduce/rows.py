@@ -1,0 +1,132 @@
+"""Raw rows on disk: a folder of Parquet files, one for each part of the work. What is there is not done again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailbound.lab import folder
+from tailbound.lab.errors import InputError
+
+Columns = Mapping[str, np.ndarray]
+"""Columns of one length."""
+
+
+class Rows:
+    """The raw rows of one job: `<folder>/<kind>/<part>.parquet`, and what was asked for in `<folder>/settings.json`.
+
+    Files are written whole or not at all, so that an interrupted run goes on at the first part that is missing.
+    """
+
+    def __init__(
+        self, place: Path, settings: Mapping[str, Any], notes: Mapping[str, Any] | None = None, fresh: bool = False
+    ) -> None:
+        """Open or begin a folder.
+
+        Args:
+            place: the folder.
+            settings: everything that the rows must not mix, as JSON has it.
+            notes: what else is worth knowing of them; those of the run that began the folder are kept.
+            fresh: forget rows that are there.
+
+        Raises:
+            InputError: no pyarrow, a folder that cannot be written to, or rows of other settings in it.
+        """
+        if importlib.util.find_spec("pyarrow") is None:
+            raise InputError("pyarrow not installed; rows are Parquet files: pip install 'tailbound[report]'")
+        self.place = place
+        if fresh and place.exists():
+            shutil.rmtree(place)
+        folder.prepare(place, "--out")
+        file = place / "settings.json"
+        asked = json.loads(json.dumps({"settings": settings, "notes": notes or {}}))
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            self._check(found["settings"], asked["settings"])
+            asked["notes"] = found["notes"]
+        else:
+            _whole(file, lambda path: path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8"))
+        self.settings: dict[str, Any] = asked["settings"]
+        self.notes: dict[str, Any] = asked["notes"]
+
+    def _check(self, found: dict[str, Any], asked: dict[str, Any]) -> None:
+        differ = [name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name)]
+        if differ:
+            there = ", ".join(f"{name} {found.get(name)!r}" for name in sorted(differ))
+            wanted = ", ".join(f"{name} {asked.get(name)!r}" for name in sorted(differ))
+            raise InputError(
+                f"{self.place} holds rows of a run with {there}, and this one has {wanted}; name another folder by "
+                "--out, or give --fresh to begin again"
+            )
+
+    def has(self, kind: str, part: str) -> bool:
+        """Whether a part is done."""
+        return self._file(kind, part).is_file()
+
+    def add(self, kind: str, part: str, columns: Columns) -> None:
+        """Write a part.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        file = self._file(kind, part)
+        table = pyarrow.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
+        try:
+            file.parent.mkdir(exist_ok=True)
+            _whole(file, lambda path: parquet.write_table(table, path, compression="zstd"))
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror or error}") from error
+
+    def read(self, kind: str) -> dict[str, np.ndarray]:
+        """All parts of a kind under one another, in the order of their names.
+
+        Raises:
+            InputError: there are none, or they cannot be read.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        files = sorted((self.place / kind).glob("*.parquet"))
+        if not files:
+            raise InputError(f"{self.place / kind} holds no rows; run the part again with --fresh")
+        try:
+            table = pyarrow.concat_tables([parquet.read_table(file) for file in files])
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(f"cannot read the rows in {self.place / kind}: {error}; give --fresh") from error
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+    def _file(self, kind: str, part: str) -> Path:
+        return self.place / kind / f"{part}.parquet"
+
+
+def stack(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Columns of several pieces under one another."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def chosen(columns: Columns, **values: Any) -> dict[str, np.ndarray]:
+    """The rows in which the named columns have these values."""
+    mask = np.ones(len(next(iter(columns.values()))), dtype=bool)
+    for name, value in values.items():
+        mask &= columns[name] == value
+    return {name: column[mask] for name, column in columns.items()}
+
+
+def _whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Under another name first, so that a file is there whole or not at all."""
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        write(unfinished)
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
