@@ -134,11 +134,16 @@ def test_a_stock_cache_is_taken_over_in_place_with_what_it_holds():
     assert type(layers[1]) is CertifiedLayer
 
 
-def test_of_an_encoder_decoder_cache_only_self_attention_is_taken_over():
+def test_of_an_encoder_decoder_cache_both_parts_are_taken_over():
+    """Cross attention reads `keys` and `values` of a layer, so those are marked as what `update` returns is."""
     cache = EncoderDecoderCache(pair(3)[0], pair(3)[0])
     certify_layers(cache)
-    assert type(cache.self_attention_cache.layers[0]) is CertifiedLayer
-    assert type(cache.cross_attention_cache.layers[0]) is not CertifiedLayer
+    for part in (cache.self_attention_cache, cache.cross_attention_cache):
+        layer = part.layers[0]
+        assert type(layer) is CertifiedLayer
+        assert index_of(layer.keys, layer.values) is layer.index
+        layer.keys.mul_(2)
+        assert index_of(layer.keys, layer.values) is None
 
 
 def test_layers_of_other_kinds_stay_stock():

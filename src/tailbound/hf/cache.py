@@ -37,7 +37,8 @@ class CertifiedCache(DynamicCache):
 def certify_layers(cache: Cache) -> None:
     """Replace stock dynamic and sliding layers by certified ones, in place and with what they hold; no other kinds."""
     if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
+        certify_layers(cache.self_attention_cache)
+        cache = cache.cross_attention_cache
     if cache.offloading:
         return
     for position, layer in enumerate(cache.layers):

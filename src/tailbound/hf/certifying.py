@@ -23,6 +23,7 @@ def certify(
     epsilon: float | str | os.PathLike[str] | Mapping[str, Any] | Budget = 0.01,
     record: bool | Ledger = True,
     observe: Callable[[Observation], None] | None = None,
+    study: bool = False,
 ) -> Iterator[Ledger]:
     """Serve the model's decoding attention with certificates of at most `epsilon`.
 
@@ -41,6 +42,9 @@ def certify(
         record: write certificates to the ledger; without, only calls answered exactly are counted. A `Ledger` is
             written to, for one that holds more or fewer certificates or goes on from an earlier block.
         observe: called after each certified call with its inputs, its answer and the kept set.
+        study: also certify what no index can serve: calls with many queries (prefill, encoders), and keys outside a
+            certified cache. Truncated attention to study, not to be fast: every key is read, in float64. Modules that
+            do not say which layer they are get the next numbers, in the order in which they are called.
 
     Yields:
         the `Ledger`, which stays readable after the block.
@@ -52,10 +56,12 @@ def certify(
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"certify takes a transformers PreTrainedModel, not a {type(model).__name__}")
     budget = Budget.parse(epsilon)
-    layers = (getattr(module, "layer_idx", None) for module in model.modules())
-    budget.check_layers({layer for layer in layers if isinstance(layer, int)})
+    indices = (getattr(module, "layer_idx", None) for module in model.modules())
+    layers = {index for index in indices if isinstance(index, int)}
+    budget.check_layers(layers)
     ledger = record if isinstance(record, Ledger) else Ledger()
-    terms = Session(budget, ledger, record is not False, observe, threading.get_ident())
+    named = max(layers, default=-1) + 1
+    terms = Session(budget, ledger, record is not False, observe, threading.get_ident(), study, {}, named)
     install()
     with under(model.modules(), terms), switched_attention(model), certified_caches(model):
         yield ledger

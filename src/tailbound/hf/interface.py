@@ -83,6 +83,11 @@ def attend(
     query (B, Hq, Tq, D), key (B, Hkv, Tk, D), value (B, Hkv, Tk, Dv) as transformers passes them, heads not repeated.
     Returns the output as (B, Tq, Hq, Dv), and None for the weights.
     """
+    if kwargs.get("output_attentions"):
+        raise ValueError(
+            f'output_attentions=True asks for attention weights, and attn_implementation="{NAME}" computes none: leave '
+            'it out, or run the model with attn_implementation="eager" outside tailbound.hf.certify'
+        )
     session = session_of(module)
     causal = _causal(module, query, attention_mask, kwargs)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
@@ -90,8 +95,8 @@ def attend(
     if session is None:
         _say_once(OUTSIDE)
     else:
-        reason = _why_exact(module, query, dropout, kwargs)
-        answer = _certified(session, module, call) if reason is None else reason
+        reason = _why_exact(session, module, query, dropout, kwargs)
+        answer = _certified(session, module, _biased(call, kwargs)) if reason is None else reason
         if not isinstance(answer, str):
             return answer.transpose(1, 2).contiguous(), None  # for one query a view: nothing is copied
         session.ledger.record_exact(getattr(module, "layer_idx", None), answer)
@@ -106,8 +111,8 @@ def attend(
 
 def _certified(session: Session, module: nn.Module, call: Call) -> Tensor | str:
     """The output (B, Hq, T, Dv), its certificate written down; or why there is none."""
-    layer, heads = int(module.layer_idx), call.query.shape[1]  # pyright: ignore[reportArgumentType]
-    answer = _answer(call, session.budget(layer, heads), session.observe is not None)
+    layer, heads = session.layer(module), call.query.shape[1]
+    answer = _answer(call, session.budget(layer, heads), session.observe is not None, session.study)
     if isinstance(answer, str):
         return answer
     step = session.ledger.next_step(layer)
@@ -120,11 +125,12 @@ def _certified(session: Session, module: nn.Module, call: Call) -> Tensor | str:
     return answer.output
 
 
-def _answer(call: Call, epsilon: float | Tensor, return_kept: bool) -> Attention | str:
+def _answer(call: Call, epsilon: float | Tensor, return_kept: bool, study: bool) -> Attention | str:
     """Certified attention from the index of the keys, or where no index can hold them from the tensors."""
     query, key = call.query, call.key
     index = index_of(key, call.value)
-    if index is not None and not (call.is_causal and query.shape[2] != key.shape[2]):
+    few = query.shape[2] <= MAX_QUERIES
+    if index is not None and few and not (call.is_causal and query.shape[2] != key.shape[2]):
         return index.attend(
             query,
             epsilon=epsilon,
@@ -135,30 +141,45 @@ def _answer(call: Call, epsilon: float | Tensor, return_kept: bool) -> Attention
             sink=call.sink,
             return_kept=return_kept,
         )
-    if index is not None:
+    if call.is_causal and query.shape[2] != key.shape[2]:
         return "causal queries without a mask that are not all positions"
     if not query.dtype == key.dtype == call.value.dtype:
         return "query, key and value have different dtypes"
     followed = torch.is_grad_enabled() and (key.requires_grad or call.value.requires_grad)
+    if study:
+        return call.anywhere(epsilon, return_kept)
     if not followed and key.dtype is not torch.float64:
         return why_no_index(key, call.value)
     _say_once(FOLLOWED if followed else DOUBLE)
     return call.anywhere(epsilon, return_kept)
 
 
-def _why_exact(module: nn.Module, query: Tensor, dropout: float, kwargs: dict[str, Any]) -> str | None:
+def _why_exact(
+    session: Session, module: nn.Module, query: Tensor, dropout: float, kwargs: dict[str, Any]
+) -> str | None:
     """Why a call under `certify` is answered exactly, whatever its keys are; None if it need not be."""
-    if query.shape[2] > MAX_QUERIES:
+    if query.shape[2] > MAX_QUERIES and not session.study:
         return f"more than {MAX_QUERIES} queries (prefill)"
     if dropout:
         return "dropout: call model.eval()"
-    if kwargs.get("position_bias") is not None:
-        return "the layer adds a position bias"
     if kwargs.get("cache") is not None:
         return "the layer reads a paged cache"
-    if getattr(module, "layer_idx", None) is None:
+    if getattr(module, "layer_idx", None) is None and not session.study:
         return "the module has no layer_idx"
     return None
+
+
+def _biased(call: Call, kwargs: dict[str, Any]) -> Call:
+    """A position bias, which T5 and its kin pass beside the mask, as part of the mask."""
+    bias, mask = kwargs.get("position_bias"), call.mask
+    if bias is None or not bias.any():  # layers without one, and cross attention, pass zeros
+        return call
+    bias = bias[..., : call.key.shape[2]]
+    if mask is None and call.is_causal:
+        mask = _causal_mask(call)
+    if mask is not None:
+        bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else bias + mask
+    return call._replace(mask=bias, is_causal=False)
 
 
 def _causal(module: nn.Module, query: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:

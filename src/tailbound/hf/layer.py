@@ -44,7 +44,7 @@ def why_no_index(key: Tensor, value: Tensor) -> str:
     """Why `index_of` found nothing, in words for the ledger."""
     by_key, by_value = getattr(key, _KEY, None), getattr(value, _VALUE, None)
     if by_key is None and by_value is None:
-        return "the keys are not in a CertifiedCache (no cache, or a cache layer of another kind)"
+        return "the keys are not what a certified cache holds (no cache, another kind of layer, or made anew from it)"
     if by_key is not by_value:
         return f"the model changed the {'keys' if by_key is None else 'values'} after they were cached"
     return "the cache was changed, or written to, after it returned these keys"
@@ -61,6 +61,7 @@ class CertifiedLayer(DynamicLayer):
 
     _index: KVIndex | None = None
     _mark: _Mark | None = None
+    _returned: tuple[Tensor, Tensor] | None = None
     _versions: tuple[int, int] | None = None
     _plain: tuple[Tensor | None, Tensor | None] = (None, None)
 
@@ -97,7 +98,7 @@ class CertifiedLayer(DynamicLayer):
     @property
     def keys(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(B, Hkv, n, D), a view that is valid until the cache changes; None before the first `update`."""
-        return self._plain[0] if self._index is None else self._held(self._index)[0]
+        return self._plain[0] if self._index is None else self._read(self._index)[0]
 
     @keys.setter
     def keys(self, keys: Tensor | None) -> None:
@@ -107,7 +108,7 @@ class CertifiedLayer(DynamicLayer):
     @property
     def values(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(B, Hkv, n, Dv), a view that is valid until the cache changes; None before the first `update`."""
-        return self._plain[1] if self._index is None else self._held(self._index)[1]
+        return self._plain[1] if self._index is None else self._read(self._index)[1]
 
     @values.setter
     def values(self, values: Tensor | None) -> None:
@@ -191,11 +192,15 @@ class CertifiedLayer(DynamicLayer):
     def __getstate__(self) -> dict[str, Any]:
         """Copies hold their own index, and what was returned before is not theirs."""
         _ = self.index  # in step with what is copied
-        return self.__dict__ | {"_mark": None, "_versions": None}
+        return self.__dict__ | {"_mark": None, "_returned": None, "_versions": None}
 
     def _held(self, index: KVIndex) -> tuple[Tensor, Tensor]:
         """What a stock layer would hold of the index's keys and values, as views."""
         return index.key, index.value
+
+    def _read(self, index: KVIndex) -> tuple[Tensor, Tensor]:
+        """What `keys` and `values` are: marked, since cross attention reads them instead of what `update` returned."""
+        return self._marked(index) if self._returned is None else self._returned
 
     def _marked(self, index: KVIndex) -> tuple[Tensor, Tensor]:
         """Everything in the index, marked as such, and nothing that was returned before."""
@@ -203,6 +208,7 @@ class CertifiedLayer(DynamicLayer):
         key, value = index.key, index.value
         self._mark = _Mark(index)
         vars(key)[_KEY] = vars(value)[_VALUE] = self._mark
+        self._returned = key, value
         return key, value
 
     def _build(self, key: Tensor, value: Tensor) -> KVIndex:
@@ -223,6 +229,7 @@ class CertifiedLayer(DynamicLayer):
         """After a change: tensors returned before are not what the index holds now."""
         if self._mark is not None:
             self._mark.index = self._mark = None
+        self._returned = None
         self._versions = index.versions
 
     def _leave(self) -> None:

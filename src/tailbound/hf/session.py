@@ -38,13 +38,27 @@ class Observation(NamedTuple):
 
 
 class Session(NamedTuple):
-    """One `certify` context; `thread` entered it."""
+    """One `certify` context; `thread` entered it.
+
+    Attributes:
+        study: whether calls that no index can serve are certified as well, from all keys.
+        numbers: the layers of modules that do not say theirs, in the order in which they were met.
+        named: layers before the first of those.
+    """
 
     epsilon: Budget
     ledger: Ledger
     record: bool
     observe: Callable[[Observation], None] | None
     thread: int
+    study: bool
+    numbers: dict[int, int]
+    named: int
+
+    def layer(self, module: nn.Module) -> int:
+        """The number of a module's layer."""
+        own = getattr(module, "layer_idx", None)
+        return own if isinstance(own, int) else self.numbers.setdefault(id(module), self.named + len(self.numbers))
 
     def budget(self, layer: int, heads: int) -> float | Tensor:
         """The epsilon of a layer's attention calls: one, or float64 (heads,) where heads differ."""

@@ -89,6 +89,9 @@ class CertifiedSlidingLayer(CertifiedLayer, DynamicSlidingWindowLayer):  # pyrig
         self._kept = len(index)
         self._settle(index)
 
+    def _read(self, index: KVIndex) -> tuple[Tensor, Tensor]:
+        return self._held(index)
+
     def _held(self, index: KVIndex) -> tuple[Tensor, Tensor]:
         first = len(index) - self._kept
         return index.key[:, :, first:], index.value[:, :, first:]
