@@ -1,11 +1,10 @@
 """The paper's experiments: the same figures at every run, whole or interrupted, and a report of them."""
 
 import json
-from contextlib import contextmanager
 
 import pytest
 
-from commands import Quiet, blocked, command
+from commands import InterruptionError, Patience, Quiet, blocked, command
 from tailbound.lab.errors import InputError
 from tailbound.lab.reproduce import gaussian, job, printed, report
 from tailbound.lab.reproduce.rows import Rows
@@ -14,27 +13,7 @@ FEW = gaussian.Sizes(table_2=12, table_6=4, law=3, range_keys=2048, range_most=5
 
 
 def options(out, **changes):
-    return job.Options(("gaussian",), out, sizes=FEW)._replace(**changes)
-
-
-class InterruptionError(Exception):
-    pass
-
-
-class Patience:
-    """Progress that gives up after so many steps, as a user does."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    @contextmanager
-    def task(self, name, total):
-        yield self.step
-
-    def step(self):
-        self.left -= 1
-        if self.left == 0:
-            raise InterruptionError
+    return job.Options(("gaussian",), out, draws=FEW)._replace(**changes)
 
 
 def tables(folder):
