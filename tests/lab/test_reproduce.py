@@ -1,6 +1,7 @@
 """The paper's experiments: the same figures at every run, whole or interrupted, and a report of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +139,10 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
 def test_the_report_of_figures_alone_is_the_same(done):
     out, _ = done
     assert report.compose(out).markdown == tables(out)
+
+
+def test_the_documentation_shows_the_figures_that_are_committed():
+    docs = Path(__file__).parents[2] / "docs"
+    page = report.compose(docs / "results" / "reproduction", "reproduction")
+    assert (docs / "reproduction.md").read_text() == page.markdown
+    assert {path.stem for path in (docs / "reproduction").glob("*.svg")} == {chart.name for chart in page.charts}

@@ -39,7 +39,7 @@ def _keys(path: Path, model: str, rows: list[dict[str, Any]], encoder: bool) -> 
             paper = [100.0 / row["paper"] for row in known]
             curves.append(plots.Curve(f"n = {n:,}, paper", [row["epsilon"] for row in known], paper, "x--", color))
     title = f"Keys kept against epsilon: {model}" + (f"; crosses: {printed.BERT}, paper" if encoder else "")
-    plots.curves(path, title, [plots.Panel("", "epsilon", "mean k_eps / n, in %", curves, "x")])
+    plots.curves(path, title, [plots.Panel("", "epsilon", "mean k_eps / n, in %", curves, "x", printed.EPSILONS)])
 
 
 def _fixed(path: Path, model: str, rows: list[dict[str, Any]], encoder: bool) -> None:
@@ -58,7 +58,7 @@ def _fixed(path: Path, model: str, rows: list[dict[str, Any]], encoder: bool) ->
     title = f"Total variation of the 16 heaviest keys: {model}" + (
         f"; crosses: {printed.BERT}, paper" if encoder else ""
     )
-    plots.curves(path, title, [plots.Panel("", "n", "total variation", curves, "x")])
+    plots.curves(path, title, [plots.Panel("", "n", "total variation", curves, "x", n)])
 
 
 def _rule(path: Path, model: str, rows: list[dict[str, Any]]) -> None:
@@ -81,18 +81,16 @@ def _rule(path: Path, model: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _scored(path: Path, model: str, rows: list[dict[str, Any]]) -> None:
-    panels: dict[str, list[plots.Bar]] = {}
-    for n in _lengths(rows):
-        some = [row for row in rows if row["n"] == n and row["epsilon"] == sample.EPSILONS[0]]
-        shown = [row for row in some if "k = 16" not in row["search"] and not row["search"].startswith("hybrid")]
-        panels[f"n = {n:,}"] = [
-            plots.Bar(
-                _label(row), row["fewer"], row["fewer"], row["fewer"], row["bound"] in (sample.SKETCH, sample.ORACLE)
-            )
-            for row in shown
-        ]
-    axis = "times fewer keys scored (blue: per-key bounds and the oracle; gray: cells)"
-    plots.bars(path, f"Keys scored, epsilon 0.01: {model}", axis, panels)
+    n = _lengths(rows)[-1]
+    bars = [
+        plots.Bar(_label(row), share, share, share, row["bound"] in (sample.SKETCH, sample.ORACLE))
+        for row in rows
+        for share in [row["mean_share"]]
+        if row["n"] == n and row["epsilon"] == sample.EPSILONS[0]
+        and sample.FIXED not in row["search"] and not row["search"].startswith("hybrid")
+    ]  # fmt: skip
+    title, axis = f"Keys scored, epsilon 0.01: {model}", "share of keys scored, mean; the line is all keys"
+    plots.bars(path, title, axis, {f"n = {n:,}": bars}, log=False)
 
 
 def _label(row: dict[str, Any]) -> str:

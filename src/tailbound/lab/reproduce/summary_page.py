@@ -17,7 +17,7 @@ def summary(models: list[Figures]) -> str:
     tables_checked = ("model.searches", "model.bounds", "model.outputs")
     checked = [row for figures in models for name in tables_checked for row in figures[name]]
     names = ("oracle", "gap", "mass", "sketch", "bytes")
-    fields = {name: f"{min(x[name] for x in lines):.2f} to {max(x[name] for x in lines):.2f}" for name in names}
+    fields = {name: _span([line[name] for line in lines]) for name in names}
     fields |= {
         "claim": tables.markdown(_COLUMNS, (_cells(line) for line in lines), names=1),
         "reached": f"{min(line['sketch'] / line['oracle'] for line in lines):.0%}",
@@ -66,3 +66,9 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     claim = f"{printed.CLAIM[0]:g} to {printed.CLAIM[1]:g}"
     names = ("oracle", "gap", "mass", "sketch", "index", "bytes")
     return (line["model"], f"{line['n']:,}", claim, *(number(line[name], ".2f") for name in names))
+
+
+def _span(values: list[float]) -> str:
+    """The smallest and the largest, or the one that there is."""
+    ends = dict.fromkeys(f"{value:.2f}" for value in (min(values), max(values)))
+    return " to ".join(ends)
