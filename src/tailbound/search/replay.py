@@ -49,6 +49,9 @@ class Replay:
         """
         self._bound, self._error = bound, score_error
         self._start = SearchState(bound, query, scale, logits.__getitem__, score_error)
+        self._ranked = logits.argsort(descending=True, stable=True)
+        self._logits = logits[self._ranked]
+        self._turn = self._start.opening_order()[self._ranked]
 
     def gap(self, *, epsilon: float, k: int) -> SearchResult:
         """See `search.gap_search`."""
@@ -78,6 +81,6 @@ class Replay:
         return stopping.exact(self._after(enough), epsilon, k) if found is None else found
 
     def _after(self, cells: int) -> SearchState:
-        state = copy.copy(self._start)
-        state.open(cells)
+        state, scored = copy.copy(self._start), self._turn < cells
+        state.skip_to(cells, self._ranked[scored], self._logits[scored])
         return state

@@ -52,28 +52,28 @@ class SearchState:
 
     def open_next(self) -> None:
         """Score every key of the cell with the largest upper end among those not opened."""
-        self.open(1)
-
-    def open(self, count: int) -> None:
-        """Score every key of the next `count` cells."""
-        cells = self._order[self._opened : self._opened + count]
-        keys = self._bound.members(int(cells[0])) if count == 1 else self._members(cells)
+        keys = self._bound.members(int(self._order[self._opened]))
         logits = self._score(keys)
         if logits.shape != keys.shape or logits.dtype is not torch.float64 or not bool(logits.isfinite().all()):
             raise ValueError(
                 f"score({keys.shape[0]} keys) gave {tuple(logits.shape)} {logits.dtype}; it must give that many "
                 "finite float64 logits"
             )
-        self._opened += count
+        self._opened += 1
         merged, keys = torch.cat([self._logits, logits]), torch.cat([self._keys, keys])
         by_index = keys.argsort()
         rank = merged[by_index].argsort(descending=True, stable=True)  # ties: smaller index first
         self._keys, self._logits = keys[by_index][rank], merged[by_index][rank]
 
-    def _members(self, cells: Tensor) -> Tensor:
-        chosen = torch.zeros(self._bound.cell_count, dtype=torch.bool)
-        chosen[cells] = True
-        return chosen[self._bound.cells].nonzero().squeeze(-1)
+    def opening_order(self) -> Tensor:
+        """When each key's cell is opened, int64 (n,), counted from 0."""
+        turn = torch.empty_like(self._order)
+        turn[self._order] = torch.arange(self._order.shape[0])
+        return turn[self._bound.cells]
+
+    def skip_to(self, opened: int, keys: Tensor, logits: Tensor) -> None:
+        """Be where so many openings lead: the keys of the cells opened by then and their logits, heaviest first."""
+        self._opened, self._keys, self._logits = opened, keys, logits
 
     def best(self, k: int) -> tuple[Tensor, Tensor]:
         """The k heaviest scored keys and their logits."""

@@ -174,13 +174,15 @@ def _encoder_layer(heard: Heard, n: int, seed: int, sizes: Sizes) -> dict[str, d
 def _decoder_layer(heard: Heard, lengths: list[int], seed: int, sizes: Sizes) -> dict[str, dict[str, np.ndarray]]:
     """The last positions before each length, each with the keys up to it; the sample at one of the last length's."""
     group = heard.query.shape[1] // heard.key.shape[1]
+    query, key = heard.query[0].double(), heard.key[0].double()
     pieces = []
     for n in lengths:
-        for position in range(n - min(sizes.positions, n // 2), n):
-            keys = heard.key[0, :, : position + 1].double().repeat_interleave(group, 0)
-            logits = (keys @ heard.query[0, :, position, :, None].double())[..., 0] * heard.scale
-            columns = needs.measure(logits) | {"head": np.arange(logits.shape[0])}
-            pieces.append(_placed(columns, n=n, window=0, layer=heard.layer, visible=position + 1))
+        first = n - min(sizes.positions, n // 2)
+        for head in range(query.shape[0]):
+            logits = query[head, first:n] @ key[head // group, :n].T * heard.scale
+            for position, row in enumerate(logits, first):
+                columns = needs.measure(row[None, : position + 1])
+                pieces.append(_placed(columns, n=n, window=0, layer=heard.layer, head=head, visible=position + 1))
     least = lengths[-1] - min(sizes.positions, lengths[-1] // 2)
     position = least + _choose(seed, heard.layer, lengths[-1] - least, 1)[0]
     seen = slice(0, position + 1)

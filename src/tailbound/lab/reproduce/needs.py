@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,22 +26,18 @@ def measure(logits: Tensor) -> dict[str, np.ndarray]:
         what the gap test certifies for them; `k_gap`, the fewest keys for which the gap test passes at epsilon 0.01;
         `sigma`, the standard deviation of the row.
     """
-    n = logits.shape[-1]
-    ranked = theory.ranking(logits)
-    drops = ranked.logits[:, :-1] - ranked.logits[:, 1:]
-    passes = drops >= sufficient_gaps(n, GAP_EPSILON)
+    ranked, bounds = theory.ranking(logits), theory.gap_bounds(logits)
     columns = {
         k_name(epsilon): (ranked.tails > epsilon).sum(-1).clamp(min=1).to(torch.int32) for epsilon in printed.EPSILONS
     }
     columns["tv_16"] = ranked.tails[:, K]
-    columns["gap_16"] = theory.gap_bound(logits, K)
-    first = torch.where(passes.any(-1), passes.to(torch.uint8).argmax(-1) + 1, n)
-    columns["k_gap"] = first.to(torch.int32)
+    columns["gap_16"] = bounds[:, K - 1]
+    columns["k_gap"] = first_gap(bounds, GAP_EPSILON)
     columns["sigma"] = logits.std(-1, correction=0)
     return {name: column.numpy() for name, column in columns.items()}
 
 
-@lru_cache(maxsize=4)
-def sufficient_gaps(n: int, epsilon: float) -> Tensor:
-    """The gap that is enough for each k from 1 to n - 1, float64 (n - 1,)."""
-    return torch.tensor([theory.sufficient_gap(n, k, epsilon) for k in range(1, n)], dtype=torch.float64)
+def first_gap(bounds: Tensor, epsilon: float) -> Tensor:
+    """The fewest keys that pass the gap test, int32 (...): bounds (..., n - 1) are those of k = 1, 2, ...; else n."""
+    passes = bounds <= epsilon
+    return torch.where(passes.any(-1), passes.to(torch.uint8).argmax(-1) + 1, bounds.shape[-1] + 1).to(torch.int32)

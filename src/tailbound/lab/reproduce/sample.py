@@ -100,7 +100,7 @@ def _searches(row: Row, cells: Mapping[str, CellBound]) -> Iterator[dict[str, fl
     n = row.logits.shape[0]
     found: list[tuple[float, str, str, SearchResult]] = []
     for epsilon in EPSILONS:
-        best = _best_gap_k(row.logits, epsilon)
+        best = int(needs.first_gap(theory.gap_bounds(row.logits), epsilon))  # no search can know it
         for kind, bound in cells.items():
             replay = Replay(bound, row.query, row.logits, scale=row.scale, score_error=row.score_error)
             runs = {
@@ -132,13 +132,6 @@ def _search_line(
         "n": n, "epsilon": epsilon, "search": search, "bound": bound, "scored": scored, "kept": kept,
         "certified": certified, "tv": tv, "true_tv": true_tv, "violation": true_tv > tv,
     }  # fmt: skip
-
-
-def _best_gap_k(logits: Tensor, epsilon: float) -> int:
-    """The fewest keys that pass the gap test with every logit known: the best that Delta_k-Search can be told."""
-    ranked = theory.ranking(logits).logits
-    passes = ranked[:-1] - ranked[1:] >= needs.sufficient_gaps(len(ranked), epsilon)
-    return int(passes.to(torch.uint8).argmax()) + 1 if bool(passes.any()) else len(ranked)
 
 
 def _bounds(row: Row, cells: Mapping[str, CellBound]) -> Iterator[dict[str, float | int | str]]:
