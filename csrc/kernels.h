@@ -77,10 +77,16 @@ struct Kernels {
 
   // In place, upper ends (upper[row * stride + key]) of some blocks of one page to weights: at least exp(upper - level), at
   // least the smallest normal; 0 for -inf (hidden), +inf for NaN and +inf. For each row, adds at most the sum of
-  // exp(lower - level) to *sure, and lowers *least to the smallest bracket of a finite end. Returns whether a weight is
-  // infinite.
+  // exp(lower - level) to *sure. Returns whether a weight is infinite.
   bool (*weigh)(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, int rows, const Terms* terms,
-                const float* level, double* sure, float* least);
+                const float* level, double* sure);
+
+  // `scan`, `top` of each row, and `weigh` in one pass, where every key of the blocks is seen and no end is more than
+  // kLevelSlack above its level. If one is, or if this returns false for an end that is not finite, the weights and sums
+  // are not to be used.
+  bool (*scan_weights)(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
+                       const int32_t* words, int rows, const Terms* terms, const float* level, float* weights,
+                       int64_t stride, float* top, double* sure);
 
   // Weights times a factor of at most 1, rounded up: at least the smallest normal, or 0 as before.
   void (*shrink)(float* weights, int64_t n, float factor);
@@ -109,6 +115,9 @@ constexpr double kSumRoundings = 288.0;
 // What a key that is left out weighs at least in the vector kernels, and what a kept one may lose: their exponentials end
 // at -87, where the true one is 1.4 times 2^-126.
 constexpr float kLeastWeight = 0x1p-125f;
+
+// How far an upper end may be above its level, nats: the kernels' exponentials hold there.
+constexpr float kLevelSlack = 8.0f;
 
 extern const Kernels kScalarKernels;
 #ifdef TAILBOUND_HAS_AVX2

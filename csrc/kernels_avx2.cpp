@@ -62,18 +62,21 @@ inline double sum_of(__m256d x) {
   return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
 }
 
-// exp(x) for x <= 8: relative error below 2^-19 for -87 <= x, argument reduction included; 0 for less and for NaN.
+// exp(x) for x <= 16: relative error below 2^-19 for -87 <= x, argument reduction included; 0 for less and for NaN.
+// Up: 1 to 1 + 2^-15 times exp(x), or 0.
+template <bool Up = false>
 inline __m256 exp8(__m256 x) {
+  constexpr float more = Up ? 1.0f + 0x1p-16f : 1.0f;
   const __m256 log2e = all(1.44269504088896341f);
   const __m256 in = _mm256_cmp_ps(x, all(-87.0f), _CMP_GE_OQ);
   const __m256 whole = _mm256_round_ps(_mm256_mul_ps(x, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m256 part = _mm256_fmsub_ps(x, log2e, whole);
-  __m256 p = all(1.33954956e-3f);
-  p = _mm256_fmadd_ps(p, part, all(9.67028748e-3f));
-  p = _mm256_fmadd_ps(p, part, all(5.55036584e-2f));
-  p = _mm256_fmadd_ps(p, part, all(2.40222312e-1f));
-  p = _mm256_fmadd_ps(p, part, all(6.93147203e-1f));
-  p = _mm256_fmadd_ps(p, part, all(1.00000001f));
+  __m256 p = all(more * 1.33954956e-3f);
+  p = _mm256_fmadd_ps(p, part, all(more * 9.67028748e-3f));
+  p = _mm256_fmadd_ps(p, part, all(more * 5.55036584e-2f));
+  p = _mm256_fmadd_ps(p, part, all(more * 2.40222312e-1f));
+  p = _mm256_fmadd_ps(p, part, all(more * 6.93147203e-1f));
+  p = _mm256_fmadd_ps(p, part, all(more * 1.00000001f));
   const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
   return _mm256_and_ps(in, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)));
 }
@@ -88,10 +91,15 @@ inline __m256i add_products(__m256i sum, __m256i code, __m256i words) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(code, words), _mm256_set1_epi16(1)));
 }
 
-// 8 keys (half a block), D components: D / 4 loads and 6 R instructions each.
+inline __m256 bracket8(const Terms& t, const uint16_t* marks) {
+  return _mm256_fmadd_ps(all(t.residual), marks8(marks + kBlock),
+                         _mm256_fmadd_ps(all(t.extent), marks8(marks + 2 * kBlock), all(t.error)));
+}
+
+// Upper ends and brackets of 8 keys (half a block), D components: D / 4 loads and 6 R instructions each.
 template <int R>
-inline void scan_half(const int8_t* codes, int half, const uint16_t* marks, int64_t width, const int8_t* planes, int rows,
-                      const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
+inline void half_ends(const int8_t* codes, int half, const uint16_t* marks, int64_t width, const int8_t* planes, int rows,
+                      const Terms* terms, const int32_t* shift, __m256* end, __m256* bracket) {
   __m256i coarse[R], fine[R];
   for (int r = 0; r < R; ++r) {
     coarse[r] = _mm256_set1_epi32(shift[2 * r]);
@@ -119,25 +127,34 @@ inline void scan_half(const int8_t* codes, int half, const uint16_t* marks, int6
       fine[r] = add_products(fine[r], code, four(planes + 8 * r + 4));
     }
   }
-  marks += 8 * half;
-  const __m256 step = marks8(marks), residual = marks8(marks + kBlock), extent = marks8(marks + 2 * kBlock);
   for (int r = 0; r < R; ++r) {
     const Terms& t = terms[r];
     const __m256 product = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(coarse[r], 6), fine[r]));
-    const __m256 middle = _mm256_add_ps(all(t.base), _mm256_mul_ps(_mm256_mul_ps(all(t.unit), product), step));
-    const __m256 bracket =
-        _mm256_fmadd_ps(all(t.residual), residual, _mm256_fmadd_ps(all(t.extent), extent, all(t.error)));
-    _mm256_storeu_ps(upper + r * stride + half * 8, _mm256_add_ps(middle, bracket));
+    const __m256 middle = _mm256_add_ps(all(t.base), _mm256_mul_ps(_mm256_mul_ps(all(t.unit), product), marks8(marks)));
+    bracket[r] = bracket8(t, marks);
+    end[r] = _mm256_add_ps(middle, bracket[r]);
+  }
+}
+
+// f(first key, row, upper ends, brackets) of all half blocks and rows.
+template <int R, class F>
+inline void each_end(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
+                     const Terms* terms, const int32_t* shift, F f) {
+  for (int64_t i = 0; i < 2 * blocks; ++i) {
+    const int half = static_cast<int>(i % 2);
+    __m256 end[R], bracket[R];
+    half_ends<R>(codes + i / 2 * kBlock * width, half, marks + i / 2 * 3 * kBlock + half * 8, width, planes, rows, terms, shift,
+                 end, bracket);
+    for (int r = 0; r < R; ++r) f(8 * i, r, end[r], bracket[r]);
   }
 }
 
 template <int R>
 void scan_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, int rows,
                const Terms* terms, const int32_t* shift, float* upper, int64_t stride) {
-  for (int64_t block = 0; block < blocks; ++block, codes += kBlock * width, marks += 3 * kBlock, upper += kBlock) {
-    scan_half<R>(codes, 0, marks, width, planes, rows, terms, shift, upper, stride);
-    scan_half<R>(codes, 1, marks, width, planes, rows, terms, shift, upper, stride);
-  }
+  each_end<R>(codes, marks, blocks, width, planes, rows, terms, shift, [&](int64_t i, int r, __m256 end, __m256) {
+    _mm256_storeu_ps(upper + r * stride + i, end);
+  });
 }
 
 float top(const float* upper, int64_t n) {
@@ -149,51 +166,68 @@ float top(const float* upper, int64_t n) {
   return max_of(_mm256_max_ps(a, b));
 }
 
-// At most exp(-x), in real arithmetic, for x >= 0: the series up to x^5, or 0.
-inline __m256 decay8(__m256 x) {
-  __m256 p = all(-1.0f / 120.0f);
-  p = _mm256_fmadd_ps(p, x, all(1.0f / 24.0f));
-  p = _mm256_fmadd_ps(p, x, all(-1.0f / 6.0f));
-  p = _mm256_fmadd_ps(p, x, all(0.5f));
-  p = _mm256_fmadd_ps(p, x, all(-1.0f));
-  p = _mm256_fmadd_ps(p, x, all(1.0f));
-  return _mm256_max_ps(p, _mm256_setzero_ps());
-}
+// Weights of R rows and what they add up to: 8 keys of a row take an exponential of 12 instructions and 5 others.
+template <int R>
+struct Weighing {
+  __m256 sums[R], brackets[R];  // of weights, and of weights times brackets
 
-// 8 keys: 6 instructions to expand marks, and for each row an exponential of 12, its decay of 7, 18 others.
+  Weighing() {
+    for (int r = 0; r < R; ++r) sums[r] = brackets[r] = _mm256_setzero_ps();
+  }
+
+  // `good` is all ones where an end counts.
+  __m256 add(int r, __m256 good, __m256 end, __m256 bracket, float level) {
+    const __m256 weight = _mm256_and_ps(exp8<true>(_mm256_sub_ps(end, all(level))), good);
+    sums[r] = _mm256_add_ps(sums[r], weight);
+    brackets[r] = _mm256_fmadd_ps(weight, _mm256_and_ps(bracket, good), brackets[r]);
+    return _mm256_max_ps(weight, all(kLeastWeight));
+  }
+
+  void end(double* sure) const {
+    for (int r = 0; r < R; ++r)
+      sure[r] += sure_mass(static_cast<double>(sum_of(sums[r])), static_cast<double>(sum_of(brackets[r])));
+  }
+};
+
 template <int R>
 bool weigh_rows(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, const Terms* terms, const float* level,
-                double* sure, float* least) {
-  const __m256 infinity = all(__builtin_inff()), more = all(1.0f + 0x1p-16f), tiny = all(kLeastWeight);
-  __m256 sums[R], smallest[R], unbounded = _mm256_setzero_ps();
-  for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_ps(), smallest[r] = infinity;
+                double* sure) {
+  const __m256 infinity = all(__builtin_inff());
+  __m256 unbounded = _mm256_setzero_ps();
+  Weighing<R> w;
   for (int64_t i = 0; i < blocks * kBlock; i += 8) {
     const uint16_t* m = marks + i / kBlock * 3 * kBlock + i % kBlock;
-    const __m256 residual = marks8(m + kBlock), extent = marks8(m + 2 * kBlock);
     for (int r = 0; r < R; ++r) {
-      const Terms& t = terms[r];
-      const __m256 end = _mm256_loadu_ps(upper + r * stride + i);
+      float* to = upper + r * stride + i;
+      const __m256 end = _mm256_loadu_ps(to);
       const __m256 bounded = _mm256_cmp_ps(end, infinity, _CMP_LT_OQ);
       const __m256 hidden = _mm256_cmp_ps(end, all(-__builtin_inff()), _CMP_EQ_OQ);
-      const __m256 good = _mm256_andnot_ps(hidden, bounded);
       unbounded = _mm256_or_ps(unbounded, _mm256_cmp_ps(end, infinity, _CMP_NLT_UQ));
-      const __m256 from = _mm256_sub_ps(end, all(level[r]));
-      const __m256 bracket =
-          _mm256_fmadd_ps(all(t.residual), residual, _mm256_fmadd_ps(all(t.extent), extent, all(t.error)));
-      smallest[r] = _mm256_min_ps(_mm256_blendv_ps(infinity, bracket, good), smallest[r]);
-      const __m256 weight = _mm256_and_ps(good, exp8(from));
-      const __m256 lower = _mm256_and_ps(good, decay8(_mm256_add_ps(bracket, bracket)));
-      sums[r] = _mm256_fmadd_ps(weight, lower, sums[r]);
-      const __m256 kept = _mm256_max_ps(_mm256_mul_ps(weight, more), tiny);
-      _mm256_storeu_ps(upper + r * stride + i, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, kept, bounded)));
+      const __m256 weight = w.add(r, _mm256_andnot_ps(hidden, bounded), end, bracket8(terms[r], m), level[r]);
+      _mm256_storeu_ps(to, _mm256_andnot_ps(hidden, _mm256_blendv_ps(infinity, weight, bounded)));
     }
   }
-  for (int r = 0; r < R; ++r) {
-    sure[r] += static_cast<double>(sum_of(sums[r])) * (1.0 - 0x1p-14);
-    const float here = -max_of(_mm256_sub_ps(_mm256_setzero_ps(), smallest[r]));
-    least[r] = here < least[r] ? here : least[r];
-  }
+  w.end(sure);
   return lanes(unbounded) != 0;
+}
+
+// The scan and its weights in one pass: while these are worked out, the next codes come in.
+template <int R>
+bool scan_weights_rows(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
+                       int rows, const Terms* terms, const int32_t* shift, const float* level, float* weights,
+                       int64_t stride, float* top, double* sure) {
+  const __m256 infinity = all(__builtin_inff()), every = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+  __m256 most[R], unbounded = _mm256_setzero_ps();
+  for (int r = 0; r < R; ++r) most[r] = all(-__builtin_inff());
+  Weighing<R> w;
+  each_end<R>(codes, marks, blocks, width, planes, rows, terms, shift, [&](int64_t i, int r, __m256 end, __m256 bracket) {
+    most[r] = _mm256_max_ps(end, most[r]);
+    unbounded = _mm256_or_ps(unbounded, _mm256_cmp_ps(end, infinity, _CMP_NLT_UQ));
+    _mm256_storeu_ps(weights + r * stride + i, w.add(r, every, end, bracket, level[r]));
+  });
+  for (int r = 0; r < R; ++r) top[r] = max_of(most[r]);
+  w.end(sure);
+  return lanes(unbounded) == 0;
 }
 
 #include "scan.inc"
@@ -336,6 +370,6 @@ void dots_of_pairs(const uint8_t* const*, int64_t, const uint16_t*, int64_t, Vec
 }  // namespace
 
 const Kernels kAvx2Kernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
 
 }  // namespace tailbound

@@ -4,6 +4,6 @@
 namespace tailbound {
 
 const Kernels kAvx512VnniKernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
 
 }  // namespace tailbound

@@ -48,7 +48,7 @@ float top(const float* upper, int64_t n) {
 }
 
 bool weigh(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, int rows, const Terms* terms,
-           const float* level, double* sure, float* least) {
+           const float* level, double* sure) {
   bool infinite = false;
   for (int row = 0; row < rows; ++row) {
     const Terms& t = terms[row];
@@ -63,7 +63,6 @@ bool weigh(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, 
         infinite = true;
       } else {
         const float bracket = t.residual * bfloat16_float(m[kBlock]) + t.extent * bfloat16_float(m[2 * kBlock]) + t.error;
-        least[row] = std::min(least[row], bracket);
         const double from = static_cast<double>(end) - static_cast<double>(level[row]);
         end = float_up(std::max(std::exp(from) * (1.0 + 2.0 * kExpRelative), 0x1p-126));
         sum += std::exp(from - 2.0 * static_cast<double>(bracket)) * (1.0 - 2.0 * kExpRelative);
@@ -72,6 +71,14 @@ bool weigh(float* upper, int64_t stride, const uint16_t* marks, int64_t blocks, 
     sure[row] += sum * (1.0 - 0x1p-40);
   }
   return infinite;
+}
+
+bool scan_weights(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes,
+                  const int32_t* words, int rows, const Terms* terms, const float* level, float* weights, int64_t stride,
+                  float* largest, double* sure) {
+  scan(codes, marks, blocks, width, planes, words, rows, terms, weights, stride);
+  for (int row = 0; row < rows; ++row) largest[row] = top(weights + row * stride, blocks * kBlock);
+  return !weigh(weights, stride, marks, blocks, rows, terms, level, sure);
 }
 
 void shrink(float* weights, int64_t n, float factor) {
@@ -132,7 +139,7 @@ double logit_roundings(int64_t) { return 2.0; }  // the query's own; the rest is
 }  // namespace
 
 const Kernels kScalarKernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, shrink, cut, pick, gather, logit_roundings};
+                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
 
 const Kernels& kernels(Level level) {
   switch (level) {

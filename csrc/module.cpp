@@ -77,11 +77,14 @@ void append(const tailbound::Store& store, Address key, Strides key_strides, Add
   at<int64_t>(span)[1] = stop + count;
 }
 
-int64_t attend(const tailbound::Store& store, Address query, Strides strides, int64_t heads, int64_t queries, int64_t start,
+using Counts = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+// `packed`: tv, output_error, kept and status of all rows, one after the other. Returns how many rows are not finite, and
+// the counts of a request.
+Counts attend(const tailbound::Store& store, Address query, Strides strides, int64_t heads, int64_t queries, int64_t start,
                int64_t stop, double epsilon, Address epsilons, double scale, double softcap, bool causal, Address mask,
                std::tuple<int64_t, int64_t, int64_t, int64_t> mask_strides, Address sink, int64_t dense_below,
-               double dense_share, Address output,
-               Address tv, Address error, Address kept, Address status, Address kept_set, Address counts, int threads) {
+               double dense_share, Address output, Address packed, Address kept_set, int threads) {
   const tailbound::Level level = tailbound::active_level();
   const tailbound::Kernels& k = tailbound::kernels(level);
   tailbound::Request r{};
@@ -102,14 +105,17 @@ int64_t attend(const tailbound::Store& store, Address query, Strides strides, in
   r.dense_below = dense_below;
   r.dense_share = dense_share;
   r.output = at<uint8_t>(output);
-  r.tv = at<double>(tv);
-  r.error = at<double>(error);
-  r.kept = at<int32_t>(kept);
-  r.status = at<uint8_t>(status);
+  const int64_t rows = store.batch * heads * queries;
+  r.tv = at<double>(packed);
+  r.error = r.tv + rows;
+  r.kept = reinterpret_cast<int32_t*>(r.error + rows);
+  r.status = reinterpret_cast<uint8_t*>(r.kept + rows);
   r.kept_set = at<uint8_t>(kept_set);
-  r.counts = at<int64_t>(counts);
+  int64_t counts[5];
+  r.counts = counts;
   nb::gil_scoped_release release;
-  return tailbound::attend(k, level, store, r, threads);
+  const int64_t bad = tailbound::attend(k, level, store, r, threads);
+  return {bad, counts[0], counts[1], counts[2], counts[3], counts[4]};
 }
 
 }  // namespace

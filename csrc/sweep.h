@@ -78,6 +78,14 @@ class Sweep {
     for (Segment& part : segments_[team.thread]) f(part);
   }
 
+  // A thread's share of all rows lies where its segments do: what it wrote is in its own cache.
+  template <class F>
+  void each_row(const Team& team, F f) {
+    const int64_t all = s_.pairs() * rows_;
+    for (int64_t i = all * team.thread / team.count; i < all * (team.thread + 1) / team.count; ++i)
+      f(i / rows_, static_cast<int>(i % rows_));
+  }
+
   float* weights(int64_t pair, int row) { return weights_ + (pair * rows_ + row) * stride_; }
 
   // All pages of a segment, its last and its first before the others: what weighs most is often there.
@@ -111,6 +119,9 @@ class Sweep {
   void work(const Team& team);
   void split(int threads);
   void scan(Segment& part);
+  void note_least(Segment& part, int64_t first, int64_t last, const Terms* terms) const;
+  bool scan_weights(Segment& part, int64_t page, int64_t first, int64_t last, const Terms* terms);
+  void scan_page(Segment& part, int64_t page, int64_t first, int64_t last, const Terms* terms);
   static float finite_top(const float* upper, int64_t n);
   void reveal(Segment& part);
   void hide(const Tile& tile, int row, int64_t first, int64_t last, float* upper) const;

@@ -39,8 +39,7 @@ int64_t Sweep::run(int64_t* counts, Once& once) {
 }
 
 void Sweep::work(const Team& team) {
-  for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
-    tiles_[i / rows_]->plan(static_cast<int>(i % rows_));
+  each_row(team, [&](int64_t pair, int row) { tiles_[pair]->plan(row); });
   if (team.thread == 0) split(team.count);
   team.barrier.wait();
   if (weighs_) {
@@ -48,8 +47,7 @@ void Sweep::work(const Team& team) {
     team.barrier.wait();
   }
   if (scans_) {
-    for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
-      cut(i / rows_, static_cast<int>(i % rows_), scratch_ + team.thread * (2 * stride_ + 64));
+    each_row(team, [&](int64_t pair, int row) { cut(pair, row, scratch_ + team.thread * (2 * stride_ + 64)); });
     team.barrier.wait();
   }
   if (weighs_) {
@@ -64,8 +62,7 @@ void Sweep::work(const Team& team) {
   team.barrier.wait();
   for (const Piece& piece : pieces_[team.thread]) read(piece, shares_[team.thread * s_.pairs() + piece.pair]);
   team.barrier.wait();
-  for (int64_t i = team.thread; i < s_.pairs() * rows_; i += team.count)
-    ends_[i] = finish_row(i / rows_, static_cast<int>(i % rows_));
+  each_row(team, [&](int64_t pair, int row) { ends_[pair * rows_ + row] = finish_row(pair, row); });
 }
 
 // Equal shares of all keys of all pairs, cut at pages.
@@ -85,31 +82,80 @@ void Sweep::split(int threads) {
     }
 }
 
-// Upper ends of a page become weights while the next page's codes come in.
+// Upper ends of a page become weights while the next page's codes come in: in one pass where the level is known well
+// enough.
 void Sweep::scan(Segment& part) {
   const Tile& tile = *tiles_[part.pair];
+  int64_t seen_by_all = r_.mask || r_.softcap != 0.0 ? 0 : r_.stop;
+  for (const Row& row : tile.row) seen_by_all = std::min(seen_by_all, row.limit);
   ends_first(part, [&](int64_t page, int64_t first, int64_t last) {
     Terms* terms = terms_of(part.pair, page);
     tile.terms(page, terms);
-    const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
-    const uint16_t* marks = s_.block_marks(part.pair, block);
-    float* upper = weights(part.pair, 0) + block * kBlock - origin_;
-    k_.scan(s_.block_codes(part.pair, block), marks, blocks, s_.width, tile.planes.data(), tile.words.data(), rows_, terms,
-            upper, stride_);
-    for (int row = 0; row < rows_; ++row) {
-      float* mine = upper + row * stride_;
-      // Lanes of the first and last block that hold no key.
-      for (int64_t i = block * kBlock; i < first; ++i) mine[i - block * kBlock] = -kInfinity;
-      for (int64_t i = last; i < (block + blocks) * kBlock; ++i) mine[i - block * kBlock] = -kInfinity;
-      hide(tile, row, first, last, mine - block * kBlock);
-      if (r_.softcap != 0.0) cap(mine, blocks * kBlock);
-      float top = k_.top(mine, blocks * kBlock);
-      if (top == kInfinity) top = finite_top(mine, blocks * kBlock);
-      raise(part, row, top);
-      page_level(part.pair, page)[row] = part.level[row];
-    }
-    part.infinite |= k_.weigh(upper, stride_, marks, blocks, rows_, terms, part.level, part.sure, part.least);
+    const bool whole = first % kBlock == 0 && last % kBlock == 0 && last <= seen_by_all;
+    if (!whole || !scan_weights(part, page, first, last, terms)) scan_page(part, page, first, last, terms);
+    note_least(part, first, last, terms);
   });
+}
+
+// The smallest bracket of each row's intervals, or less.
+void Sweep::note_least(Segment& part, int64_t first, int64_t last, const Terms* terms) const {
+  int16_t least[kBlock];  // bfloat16 numbers above 0 have the order of their bits
+  std::fill_n(least, kBlock, int16_t{0x7f80});
+  for (int64_t block = first / kBlock; block * kBlock < last; ++block) {
+    const uint16_t* residuals = s_.block_marks(part.pair, block) + kBlock;
+    const int64_t from = std::max<int64_t>(first - block * kBlock, 0), until = std::min(last - block * kBlock, kBlock);
+    if (until - from < kBlock) {
+      for (int64_t i = from; i < until; ++i) least[i] = std::min(least[i], static_cast<int16_t>(residuals[i]));
+    } else {
+      for (int64_t i = 0; i < kBlock; ++i) least[i] = std::min(least[i], static_cast<int16_t>(residuals[i]));
+    }
+  }
+  const float residual = bfloat16_float(static_cast<uint16_t>(*std::min_element(least, least + kBlock)));
+  for (int row = 0; row < rows_; ++row)
+    part.least[row] = std::min(part.least[row], (terms[row].residual * residual + terms[row].error) * (1.0f - 0x1p-20f));
+}
+
+// False: a row has no level yet, or one that is too low; nothing has changed but the page's weights.
+bool Sweep::scan_weights(Segment& part, int64_t page, int64_t first, int64_t last, const Terms* terms) {
+  const Tile& tile = *tiles_[part.pair];
+  if (!std::all_of(part.seen, part.seen + rows_, [](bool seen) { return seen; })) return false;
+  const int64_t block = first / kBlock;
+  float top[kMaxRows];
+  double sure[kMaxRows] = {};
+  if (!k_.scan_weights(s_.block_codes(part.pair, block), s_.block_marks(part.pair, block), (last - first) / kBlock, s_.width,
+                       tile.planes.data(), tile.words.data(), rows_, terms, part.level,
+                       weights(part.pair, 0) + first - origin_, stride_, top, sure))
+    return false;
+  for (int row = 0; row < rows_; ++row)
+    if (!(top[row] <= part.level[row] + kLevelSlack)) return false;
+  for (int row = 0; row < rows_; ++row) {
+    part.sure[row] += sure[row];
+    page_level(part.pair, page)[row] = part.level[row];
+    raise(part, row, top[row]);
+  }
+  return true;
+}
+
+void Sweep::scan_page(Segment& part, int64_t page, int64_t first, int64_t last, const Terms* terms) {
+  const Tile& tile = *tiles_[part.pair];
+  const int64_t block = first / kBlock, blocks = (last + kBlock - 1) / kBlock - block;
+  const uint16_t* marks = s_.block_marks(part.pair, block);
+  float* upper = weights(part.pair, 0) + block * kBlock - origin_;
+  k_.scan(s_.block_codes(part.pair, block), marks, blocks, s_.width, tile.planes.data(), tile.words.data(), rows_, terms,
+          upper, stride_);
+  for (int row = 0; row < rows_; ++row) {
+    float* mine = upper + row * stride_;
+    // Lanes of the first and last block that hold no key.
+    for (int64_t i = block * kBlock; i < first; ++i) mine[i - block * kBlock] = -kInfinity;
+    for (int64_t i = last; i < (block + blocks) * kBlock; ++i) mine[i - block * kBlock] = -kInfinity;
+    hide(tile, row, first, last, mine - block * kBlock);
+    if (r_.softcap != 0.0) cap(mine, blocks * kBlock);
+    float top = k_.top(mine, blocks * kBlock);
+    if (top == kInfinity) top = finite_top(mine, blocks * kBlock);
+    raise(part, row, top);
+    page_level(part.pair, page)[row] = part.level[row];
+  }
+  part.infinite |= k_.weigh(upper, stride_, marks, blocks, rows_, terms, part.level, part.sure);
 }
 
 // To a level of at least `top`. Before the first finite end any level serves.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple, Self
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
@@ -54,23 +58,100 @@ class Status(Diagnosis):
     )
 
 
-class Certificate(NamedTuple):
-    """What is proved about each row. All four tensors have shape (batch, query heads, queries).
+class Certificate:
+    """What is proved about each row. All four tensors have shape (batch, query heads, queries), in this order.
+
+    They are unpacked from one buffer at first sight: a decode step that looks at no certificate pays for none.
+
+    >>> row = torch.zeros(1, 1, 1)
+    >>> tv, output_error, kept, status = Certificate(row.double(), row.double(), row.int(), row.to(torch.uint8))
 
     Attributes:
-        tv: float64, probability mass in [0, 1]. Never below the softmax mass, in real arithmetic, of the visible keys
-            that got no weight. That mass is the total variation distance between exact attention weights and the
-            weights used (Tzachristas et al. 2025, Lemma 4.1).
-        output_error: float64, in the unit of the values. Never below the Euclidean distance between the row of the
-            output tensor as returned (rounding to its dtype included) and exact attention.
-        kept: int32, the number of keys that got weight.
-        status: uint8, a `Status`.
+        rows: (batch, query heads, queries).
     """
 
-    tv: Float[Tensor, "B Hq Tq"]
-    output_error: Float[Tensor, "B Hq Tq"]
-    kept: Int32[Tensor, "B Hq Tq"]
-    status: UInt8[Tensor, "B Hq Tq"]
+    FIELDS = ("tv", "output_error", "kept", "status")
+    """The names of the four, in their order."""
+
+    def __init__(
+        self,
+        tv: Float[Tensor, "B Hq Tq"],
+        output_error: Float[Tensor, "B Hq Tq"],
+        kept: Int32[Tensor, "B Hq Tq"],
+        status: UInt8[Tensor, "B Hq Tq"],
+    ) -> None:
+        """See the properties."""
+        self.rows: tuple[int, ...] = tuple(tv.shape)
+        self._parts: tuple[Tensor, ...] | None = (tv, output_error, kept, status)
+        self._packed: Tensor | None = None
+
+    @classmethod
+    def unpack(cls, packed: UInt8[Tensor, " bytes"], rows: tuple[int, int, int]) -> Certificate:
+        """From the bytes of the four tensors, one after the other; `rows` is their shape."""
+        new = cls.__new__(cls)
+        new.rows, new._parts, new._packed = rows, None, packed
+        return new
+
+    @property
+    def tv(self) -> Float[Tensor, "B Hq Tq"]:
+        """float64, probability mass in [0, 1].
+
+        Never below the softmax mass, in real arithmetic, of the visible keys that got no weight. That mass is the total
+        variation distance between exact attention weights and the weights used (Tzachristas et al. 2025, Lemma 4.1).
+        """
+        return self._all()[0]
+
+    @property
+    def output_error(self) -> Float[Tensor, "B Hq Tq"]:
+        """float64, in the unit of the values.
+
+        Never below the Euclidean distance between the row of the output tensor as returned (rounding to its dtype
+        included) and exact attention.
+        """
+        return self._all()[1]
+
+    @property
+    def kept(self) -> Int32[Tensor, "B Hq Tq"]:
+        """int32, the number of keys that got weight."""
+        return self._all()[2]
+
+    @property
+    def status(self) -> UInt8[Tensor, "B Hq Tq"]:
+        """uint8, a `Status`."""
+        return self._all()[3]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The four tensors."""
+        return iter(self._all())
+
+    def __repr__(self) -> str:
+        """All four by name."""
+        tv, output_error, kept, status = self
+        return f"Certificate(tv={tv}, output_error={output_error}, kept={kept}, status={status})"
+
+    def arrays(self) -> list[np.ndarray]:
+        """The four as flat arrays on the CPU, without a copy where there is none to make."""
+        if self._packed is None:
+            return [part.numpy(force=True).ravel() for part in self]
+        raw, n = self._packed.numpy(), math.prod(self.rows)
+        ends = (8 * n, 16 * n, 20 * n)
+        return [part.view(dtype) for part, dtype in zip(np.split(raw, ends), PACKED, strict=True)]
+
+    def _all(self) -> tuple[Tensor, ...]:
+        if self._parts is None:
+            assert self._packed is not None
+            n = math.prod(self.rows)
+            parts = self._packed.split((8 * n, 8 * n, 4 * n, n))
+            dtypes = (torch.float64, torch.float64, torch.int32, torch.uint8)
+            self._parts = tuple(part.view(dtype).view(self.rows) for part, dtype in zip(parts, dtypes, strict=True))
+        return self._parts
+
+
+PACKED = (np.float64, np.float64, np.int32, np.uint8)
+"""What the four tensors of a `Certificate` hold, in their order."""
+
+PACKED_BYTES = 21
+"""Of one row."""
 
 
 ISA = ("torch", "scalar", "avx2", "avx512vnni", "avx512bf16")
@@ -82,12 +163,11 @@ class Stats(NamedTuple):
 
     Attributes:
         impl: the implementation that served the call.
-        counts: int64 (5,) on the CPU: the properties below, in their order. A tensor, so that compiled graphs can
-            return it.
+        counts: the properties below, in their order: five integers, or int64 (5,) on the CPU from a compiled graph.
     """
 
     impl: str
-    counts: Int64[Tensor, 5]
+    counts: Int64[Tensor, 5] | tuple[int, ...]
 
     @property
     def isa(self) -> str:

@@ -93,7 +93,8 @@ def test_twenty_appends_and_a_growth_compile_at_most_twice(options):
 def test_the_rest_of_a_graph_reads_answers():
     def call(index, query):
         answer = index.attend(2 * query, epsilon=0.05)
-        certificate = answer.certificate._replace(tv=answer.certificate.tv * 2)
+        tv, *others = answer.certificate
+        certificate = Certificate(tv * 2, *others)
         return Attention(answer.output.relu(), certificate, answer.stats, None)
 
     assert steps(call, dtype=torch.bfloat16).frame_count <= 2
@@ -141,5 +142,5 @@ def test_stats_inside_a_graph_say_what_computed():
     found, eager = function(index, query), index.attend(query, epsilon=0.05)
     assert isinstance(found.stats, Stats)
     assert isinstance(found.certificate, Certificate)
-    assert torch.equal(found.stats.counts, eager.stats.counts)
+    assert tuple(found.stats.counts.tolist()) == eager.stats.counts
     assert (found.stats.impl, found.stats.isa) == (eager.stats.impl, eager.stats.isa)

@@ -48,12 +48,9 @@ def ask(question: Question, store: Store, handle: native.Handle | None, return_k
         query, epsilon = question.query, question.epsilon
         epsilon = check_epsilons(epsilon, query.shape[1]) if isinstance(epsilon, Tensor) else check_epsilon(epsilon)
         scale = query.shape[3] ** -0.5 if question.scale is None else question.scale
-        found, costs, spoiled = handle.attend(
-            store, query, epsilon, scale, bool(question.is_causal), return_kept=return_kept
-        )
+        found, spoiled = handle.attend(store, query, epsilon, scale, bool(question.is_causal), return_kept=return_kept)
         if not spoiled:
-            certificate = Certificate(found.tv, found.output_error, found.kept_count, found.status)
-            return Attention(found.output, certificate, Stats("native", costs), found.kept)
+            return found
     return answer(_check(question, store), store, handle, question.impl, return_kept)
 
 
@@ -66,7 +63,7 @@ def answer(call: Call, store: Store, handle: native.Handle | None, impl: str | N
         found, read = sketched.attend(call, store, return_kept)
         return present(call, found, Stats("torch", counts(call, read, store.sketch_bytes())))
     handle = handle or native.Handle(store)
-    found, costs, spoiled = handle.attend(
+    result, spoiled = handle.attend(
         store,
         call.query,
         call.epsilon,
@@ -77,7 +74,6 @@ def answer(call: Call, store: Store, handle: native.Handle | None, impl: str | N
         call.sink,
         return_kept,
     )
-    result = present(call, found, Stats("native", costs))
     return _mend(result, call, store, return_kept) if spoiled else result
 
 

@@ -7,6 +7,7 @@ Tensors cross as addresses, after the checks here: a look into an ndarray argume
 from __future__ import annotations
 
 import importlib
+import math
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from tailbound.engine import cut
 from tailbound.engine.check import Call
 from tailbound.engine.finish import Answer
 from tailbound.engine.store import DTYPES, Store
+from tailbound.result import PACKED_BYTES, Attention, Certificate, Stats
 
 MAX_WIDTH = 4096
 """Products of codes and query words are combined in 32 bits: 4063 * 127 * D stays inside up to here."""
@@ -113,7 +115,7 @@ class Handle:
         self.buffers = store.tensors()[:7]  # held: the kernels write to their memory
         addresses = [tensor.data_ptr() for tensor in self.buffers]
         self._span = store.span.data_ptr()
-        self._blanks: dict[tuple[int, int, int], list[Tensor]] = {}
+        self._blanks: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._store = _module().store(DTYPES.index(store.key.dtype), shape, addresses)
 
     def append(self, store: Store, key: Tensor, value: Tensor) -> None:
@@ -145,8 +147,8 @@ class Handle:
         softcap: float | None = None,
         sink: Tensor | None = None,
         return_kept: bool = False,
-    ) -> tuple[Answer, Tensor, int]:
-        """Answer checked queries; also `Stats.counts`, and how many rows are not finite: those are only marked.
+    ) -> tuple[Attention, int]:
+        """Answer checked queries; also how many rows are not finite: those are only marked.
 
         Args:
             query: (B, Hq, T, D). epsilon: one, or float64 (Hq,) in one piece. visible: bool, expanded to
@@ -155,11 +157,11 @@ class Handle:
         query = _rows_contiguous(query)
         batch, heads, queries, _ = query.shape
         rows = (batch, heads, queries)
-        output, tv, error, kept, status, counts = map(torch.empty_like, self._blank(store, rows))
+        output, packed = map(torch.empty_like, self._blank(store, rows))
         kept_set = torch.empty(*rows, store.length, dtype=torch.bool) if return_kept else None
         sink = None if sink is None else sink.resolve_neg().contiguous()
         own = epsilon if isinstance(epsilon, Tensor) else None
-        spoiled = _module().attend(
+        spoiled, *counts = _module().attend(
             self._store,
             query.data_ptr(),
             query.stride()[:3],
@@ -178,30 +180,21 @@ class Handle:
             DENSE_BELOW,
             cut.DENSE_SHARE,
             output.data_ptr(),
-            tv.data_ptr(),
-            error.data_ptr(),
-            kept.data_ptr(),
-            status.data_ptr(),
+            packed.data_ptr(),
             0 if kept_set is None else kept_set.data_ptr(),
-            counts.data_ptr(),
             torch.get_num_threads(),
         )
-        return Answer(output, tv, error, kept, status, kept_set), counts, spoiled
+        stats = Stats("native", tuple(counts))
+        return Attention(output, Certificate.unpack(packed, rows), stats, kept_set), spoiled
 
-    def _blank(self, store: Store, rows: tuple[int, int, int]) -> list[Tensor]:
+    def _blank(self, store: Store, rows: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """What an answer for so many rows looks like: copying a form takes half as long as filling in a new one."""
-        if rows not in self._blanks:
-            self._blanks = {
-                rows: [
-                    store.value.new_empty(*rows, store.value.shape[3]),
-                    torch.empty(rows, dtype=torch.float64),
-                    torch.empty(rows, dtype=torch.float64),
-                    torch.empty(rows, dtype=torch.int32),
-                    torch.empty(rows, dtype=torch.uint8),
-                    torch.empty(5, dtype=torch.int64),
-                ]
-            }
-        return self._blanks[rows]
+        blank = self._blanks.get(rows)
+        if blank is None:
+            output = store.value.new_empty(*rows, store.value.shape[3])
+            blank = output, torch.empty(PACKED_BYTES * math.prod(rows), dtype=torch.uint8)
+            self._blanks = {rows: blank}
+        return blank
 
 
 def _rows_contiguous(tensor: Tensor) -> Tensor:

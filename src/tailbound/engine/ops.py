@@ -45,8 +45,9 @@ def attend(
         query, epsilon if epsilons is None else epsilons, scale, attn_mask, is_causal, softcap, sink, impl
     )
     found = ask(question, store, None, False)
-    tv, error, kept, status = found.certificate
-    return found.output, tv, error, kept, status, found.stats.counts
+    # Copies: the parts of a certificate share a buffer, and an operator's results must not.
+    tv, error, kept, status = (part.clone() for part in found.certificate)
+    return found.output, tv, error, kept, status, torch.tensor(found.stats.counts)
 
 
 @attend.register_fake

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from tailbound.engine.check import Call
 from tailbound.engine.finish import Answer
@@ -23,14 +22,14 @@ def present(call: Call, answer: Answer, stats: Stats) -> Attention:
     return Attention(answer.output.reshape(*rows, call.value.shape[3]), certificate, stats, kept)
 
 
-def counts(call: Call, keys_read: int, sketch_bytes: int = 0) -> Tensor:
+def counts(call: Call, keys_read: int, sketch_bytes: int = 0) -> tuple[int, ...]:
     """`Stats.counts` of a call that torch served."""
     width = call.key.shape[3] + call.value.shape[3]
     bytes_read = keys_read * width * call.key.element_size() + sketch_bytes
-    return torch.tensor([0, torch.get_num_threads(), keys_seen(call), keys_read, bytes_read])
+    return 0, torch.get_num_threads(), keys_seen(call), keys_read, bytes_read
 
 
-def every_key(call: Call) -> Tensor:
+def every_key(call: Call) -> tuple[int, ...]:
     """`Stats.counts` where every key was read, seen or not."""
     return counts(call, call.key.shape[0] * call.key.shape[1] * call.key.shape[2])
 

@@ -51,7 +51,7 @@ def _narrow(call: Call, b: int, h: int) -> Call:
         return None if tensor is None else tensor[batch, group]
 
     return call._replace(
-        query=call.query[batch, group],
+        query=call.query[batch, group].contiguous(),  # the order of a BLAS's sums may depend on strides
         epsilon=call.epsilon[group],
         key=call.key[batch, h : h + 1],
         value=call.value[batch, h : h + 1],

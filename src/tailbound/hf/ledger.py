@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import Counter
@@ -77,7 +78,7 @@ class Ledger:
         `visible` counts the keys that each row may see: a number, or integers that broadcast to (B, H, T).
         """
         with self._lock:
-            if not self._waiting.fits(certificate.tv.numel()):
+            if not self._waiting.fits(math.prod(certificate.rows)):
                 self._fold()
             self._waiting.write(step, layer, certificate, visible)
 

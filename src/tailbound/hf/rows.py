@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from tailbound.result import Certificate
+from tailbound.result import PACKED, Certificate
 
 PLACE = ("step", "layer", "batch", "head", "query")
 """The columns that say where a certificate was issued."""
@@ -43,11 +43,8 @@ class Block:
 
     def _allocate(self, rows: int) -> None:
         self._rows = rows
-        self._tv = np.empty(rows)
-        self._output_error = np.empty(rows)
-        self._kept = np.empty(rows, np.int32)
+        self._columns = [np.empty(rows, dtype) for dtype in PACKED]
         self._visible = np.empty(rows, np.int32)
-        self._status = np.empty(rows, np.uint8)
 
     def fits(self, rows: int) -> bool:
         """Whether so many more rows can be written before `take`."""
@@ -58,15 +55,14 @@ class Block:
 
         A call larger than an empty block enlarges it.
         """
-        shape = certificate.tv.shape
+        columns = certificate.arrays()
         start = self.used
-        stop = start + shape.numel()
+        stop = start + columns[0].size
         if stop > self._rows:
             self._allocate(stop - start)
-        self._tv[start:stop] = certificate.tv.numpy(force=True).ravel()
-        self._output_error[start:stop] = certificate.output_error.numpy(force=True).ravel()
-        self._kept[start:stop] = certificate.kept.numpy(force=True).ravel()
-        self._status[start:stop] = certificate.status.numpy(force=True).ravel()
+        for held, column in zip(self._columns, columns, strict=True):
+            held[start:stop] = column
+        shape = certificate.rows
         if isinstance(visible, Tensor):
             self._visible[start:stop].reshape(shape)[...] = visible.numpy(force=True)
         else:
@@ -85,8 +81,9 @@ class Block:
         rows["query"] = within % queries
         rows["head"] = within // queries % heads
         rows["batch"] = within // (queries * heads)
-        for name in (*Certificate._fields, "visible"):
-            rows[name] = getattr(self, f"_{name}")[: self.used]
+        rows["visible"] = self._visible[: self.used]
+        for name, column in zip(Certificate.FIELDS, self._columns, strict=True):
+            rows[name] = column[: self.used]
         self.used = 0
         self._calls.clear()
         return rows
