@@ -150,7 +150,14 @@ def _read(
 def _add(rows: Rows, part: str, work: Callable[[], dict[str, dict[str, np.ndarray]]]) -> None:
     if all(rows.has(kind, part) for kind in KINDS):
         return
-    for kind, columns in work().items():
+    # The tensors are small: on a busy machine threads that wait for one another cost more than they give.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = work()
+    finally:
+        torch.set_num_threads(threads)
+    for kind, columns in found.items():
         rows.add(kind, part, columns)
 
 
