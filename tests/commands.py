@@ -14,6 +14,26 @@ class Quiet:
         yield lambda: None
 
 
+class InterruptionError(Exception):
+    pass
+
+
+class Patience:
+    """Progress that gives up after so many steps, as a user does."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    @contextmanager
+    def task(self, name, total):
+        yield self.step
+
+    def step(self):
+        self.left -= 1
+        if self.left == 0:
+            raise InterruptionError
+
+
 def command(*arguments, **env):
     return subprocess.run(
         [sys.executable, "-m", "tailbound", *arguments],

@@ -134,9 +134,18 @@ def generate(
 
 @app.command()
 def reproduce(
-    part: Annotated[str, typer.Argument(help="gaussian or all.")] = "all",
+    part: Annotated[str, typer.Argument(help="gaussian, bert, decoder or all.")] = "all",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder, hub name or package. Default: bert-base-uncased if it is here, else minilm; smollm2."
+        ),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's language reference.")] = None,
+    context: Annotated[list[int] | None, typer.Option(help="Tokens of the decoder; repeatable. Default: 2048.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for rows, figures, plots and the report.")] = Path("reproduction"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again; default: go on where a run stopped.")] = False,
+    download: Download = False,
     seed: Seed = 0,
     threads: Threads = 0,
     as_json: Json = False,
@@ -146,7 +155,9 @@ def reproduce(
     from tailbound.report.progress import Bars
 
     _settle(seed, threads)
-    options = job.Options(job.PARTS if part == "all" else (part,), out, seed, fresh)
+    parts = job.PARTS if part == "all" else (part,)
+    contexts = tuple(dict.fromkeys(context or (2048,)))
+    options = job.Options(parts, out, model, text, contexts, download, seed, fresh)
     result = job.run(options, Bars())
     _show(result.as_json() if as_json else None, *show.reproduce(result))
     if result.violations:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from commands import Quiet, blocked, command
-from tailbound.lab import bench, captures
+from tailbound.lab import bench, captures, listening
 from tailbound.lab.errors import InputError
 
 CONTEXT, QUERIES = 300, 8
@@ -86,7 +86,7 @@ def test_a_sliding_window_is_refused():
     model = transformers.MistralForCausalLM(config).eval()
     with pytest.raises(InputError, match="sees 16 keys at a time"):
         captures._take(model, torch.randint(50, (1, 20)), captures.Options(None, queries=5), Quiet())
-    assert model.config._attn_implementation != captures.NAME
+    assert model.config._attn_implementation != listening.NAME
 
 
 @pytest.mark.parametrize(

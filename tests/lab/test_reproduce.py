@@ -1,11 +1,11 @@
 """The paper's experiments: the same figures at every run, whole or interrupted, and a report of them."""
 
 import json
-from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from commands import Quiet, blocked, command
+from commands import InterruptionError, Patience, Quiet, blocked, command
 from tailbound.lab.errors import InputError
 from tailbound.lab.reproduce import gaussian, job, printed, report
 from tailbound.lab.reproduce.rows import Rows
@@ -14,27 +14,7 @@ FEW = gaussian.Sizes(table_2=12, table_6=4, law=3, range_keys=2048, range_most=5
 
 
 def options(out, **changes):
-    return job.Options(("gaussian",), out, sizes=FEW)._replace(**changes)
-
-
-class InterruptionError(Exception):
-    pass
-
-
-class Patience:
-    """Progress that gives up after so many steps, as a user does."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    @contextmanager
-    def task(self, name, total):
-        yield self.step
-
-    def step(self):
-        self.left -= 1
-        if self.left == 0:
-            raise InterruptionError
+    return job.Options(("gaussian",), out, draws=FEW)._replace(**changes)
 
 
 def tables(folder):
@@ -159,3 +139,10 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
 def test_the_report_of_figures_alone_is_the_same(done):
     out, _ = done
     assert report.compose(out).markdown == tables(out)
+
+
+def test_the_documentation_shows_the_figures_that_are_committed():
+    docs = Path(__file__).parents[2] / "docs"
+    page = report.compose(docs / "results" / "reproduction", "reproduction")
+    assert (docs / "reproduction.md").read_text() == page.markdown
+    assert {path.stem for path in (docs / "reproduction").glob("*.svg")} == {chart.name for chart in page.charts}

@@ -111,6 +111,25 @@ def test_adaptive_mass_search_always_certifies_and_keeps_no_more_than_needed(set
         assert fewer > epsilon * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("name", [*SEARCHES, "adaptive"])
+@given(setup=setups())
+def test_a_replay_is_the_search(name, setup):
+    bound, query, scale, k, epsilon = setup
+    scores = Scores(bound.keys, query, scale)
+    replay = search.Replay(bound, query, scores.logits, scale=scale)
+    if name == "adaptive":
+        found, again = (
+            search.mass_search(bound, query, scores, epsilon=epsilon, scale=scale),
+            replay.mass(epsilon=epsilon),
+        )
+    else:
+        found = SEARCHES[name](bound, query, scores, epsilon=epsilon, k=k, scale=scale)
+        again = getattr(replay, name)(epsilon=epsilon, k=k)
+    assert torch.equal(found.kept, again.kept)
+    assert torch.equal(found.logits, again.logits)
+    assert found._replace(kept=None, logits=None) == again._replace(kept=None, logits=None)
+
+
 @pytest.mark.parametrize("name", SEARCHES)
 @given(setup=setups())
 def test_no_cell_is_opened_after_a_proof_was_there(name, setup):

@@ -113,6 +113,13 @@ def test_a_ranking_says_what_the_heaviest_leave_out(values):
     assert torch.equal(tracked.logits, found.logits)
 
 
+@given(st.lists(st.floats(-60, 60) | st.just(-math.inf), min_size=2, max_size=40).filter(lambda s: max(s) > -math.inf))
+def test_gap_bounds_are_the_gap_bound_of_every_k(values):
+    logits = torch.tensor(values, dtype=torch.float64)
+    expected = torch.stack([theory.gap_bound(logits, k) for k in range(1, len(values))])
+    torch.testing.assert_close(theory.gap_bounds(logits), expected, rtol=1e-12, atol=0)
+
+
 def test_the_papers_example_of_a_sufficient_gap():
     assert round(theory.sufficient_gap(10_000, 32, 1e-4), 2) == 14.95
 

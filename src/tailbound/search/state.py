@@ -65,6 +65,16 @@ class SearchState:
         rank = merged[by_index].argsort(descending=True, stable=True)  # ties: smaller index first
         self._keys, self._logits = keys[by_index][rank], merged[by_index][rank]
 
+    def opening_order(self) -> Tensor:
+        """When each key's cell is opened, int64 (n,), counted from 0."""
+        turn = torch.empty_like(self._order)
+        turn[self._order] = torch.arange(self._order.shape[0])
+        return turn[self._bound.cells]
+
+    def skip_to(self, opened: int, keys: Tensor, logits: Tensor) -> None:
+        """Be where so many openings lead: the keys of the cells opened by then and their logits, heaviest first."""
+        self._opened, self._keys, self._logits = opened, keys, logits
+
     def best(self, k: int) -> tuple[Tensor, Tensor]:
         """The k heaviest scored keys and their logits."""
         return self._keys[:k], self._logits[:k]

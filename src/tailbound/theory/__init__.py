@@ -7,7 +7,7 @@ certificates of `tailbound.attention`, or `tailbound.bounds` and `tailbound.sear
 
 from tailbound.theory.blocks import block_gap_bound, block_log_masses, block_mass_bound
 from tailbound.theory.cut import Split, smallest_cross_diameter
-from tailbound.theory.gaps import GapChoice, best_gap_bound, gap_bound, several_gaps_bound, sufficient_gap
+from tailbound.theory.gaps import GapChoice, best_gap_bound, gap_bound, gap_bounds, several_gaps_bound, sufficient_gap
 from tailbound.theory.gaussian import (
     Simulation,
     gaussian_k,
@@ -60,6 +60,7 @@ __all__ = [
     "chi_square",
     "diameter_bound",
     "gap_bound",
+    "gap_bounds",
     "gaussian_k",
     "gaussian_keep_fraction",
     "gaussian_tail_mass",

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tailbound.theory.inputs import check_budget, check_count, check_logits
+from tailbound.theory.truncation import ranking
 
 
 class GapChoice(NamedTuple):
@@ -39,6 +40,19 @@ def gap_bound(logits: Float[Tensor, "*batch n"], k: int) -> Float[Tensor, "*batc
     if check_count(k, n) == n:
         return torch.zeros_like(logits[..., 0])
     return torch.sigmoid(_log_ratios(logits, k)[..., 0])
+
+
+def gap_bounds(logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n_less_1"]:
+    """`gap_bound` for every k from 1 to n - 1, from one sort: (..., n - 1).
+
+    >>> gap_bounds(torch.zeros(4, dtype=torch.float64)).tolist()
+    [0.75, 0.5, 0.25]
+    """
+    ranked = ranking(logits).logits
+    n = ranked.shape[-1]
+    k = torch.arange(1, n, device=logits.device, dtype=logits.dtype)
+    drop = torch.where(ranked[..., 1:].isneginf(), -torch.inf, ranked[..., 1:] - ranked[..., :-1])
+    return torch.sigmoid(drop + ((n - k) / k).log())
 
 
 def several_gaps_bound(

@@ -95,9 +95,19 @@ def diameter_bound(
     1.0
     """
     head, tail = _split(logits, values, head)
-    apart = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
-    cross = head[..., :, None] & tail[..., None, :]
-    return torch.where(cross, apart, 0.0).amax((-1, -2)) * tail_mass(logits, head)
+    n = logits.shape[-1]
+    rows = zip(values.reshape(-1, n, values.shape[-1]), head.reshape(-1, n), tail.reshape(-1, n), strict=True)
+    apart = [_farthest(some[inside], some[outside]) for some, inside, outside in rows]
+    farthest = torch.stack(apart) if apart else logits.new_zeros(0)
+    return farthest.reshape(logits.shape[:-1]) * tail_mass(logits, head)
+
+
+def _farthest(a: Tensor, b: Tensor) -> Tensor:
+    """The largest distance between vectors of two sets, 0 if there is none. A million distances are held at a time."""
+    if 0 in (a.shape[0], b.shape[0]):
+        return a.new_zeros(())
+    parts = a.split(max(1, (1 << 20) // b.shape[0]))
+    return torch.stack([torch.cdist(p, b, compute_mode="donot_use_mm_for_euclid_dist").amax() for p in parts]).amax()
 
 
 def variances(

@@ -12,7 +12,7 @@ import torch
 from tailbound import theory
 from tailbound.lab.progress import Progress
 from tailbound.lab.reproduce import printed
-from tailbound.lab.reproduce.rows import Columns, Rows, chosen
+from tailbound.lab.reproduce.rows import Columns, Job, Rows, chosen
 
 EPSILON = printed.TABLE_2_EPSILON
 LAW = (0.5, 1.0, 2.0, 3.0, 4.0)
@@ -35,7 +35,13 @@ class Sizes(NamedTuple):
     range_most: int = 2000
 
 
-def run(rows: Rows, seed: int, sizes: Sizes, progress: Progress) -> None:
+def job(seed: int, sizes: Sizes) -> Job:
+    """The Gaussian part."""
+    settings = {"part": "gaussian", "seed": seed, "sizes": sizes._asdict()}
+    return Job("gaussian", settings, {}, lambda rows, progress: _run(rows, seed, sizes, progress))
+
+
+def _run(rows: Rows, seed: int, sizes: Sizes, progress: Progress) -> None:
     """Draw what is not there yet.
 
     A sigma of Table 2 has draws of its own; the budgets of Table 6 share the draws of their n.

@@ -7,18 +7,18 @@ import importlib.util
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tailbound.lab import machine
 from tailbound.lab.errors import InputError
 from tailbound.lab.progress import Progress
-from tailbound.lab.reproduce import gaussian, report
-from tailbound.lab.reproduce.rows import Rows
+from tailbound.lab.reproduce import gaussian, model_figures, models_run, report
+from tailbound.lab.reproduce.rows import Job, Rows
 
 SCHEMA = "tailbound.reproduce/1"
-PARTS = ("gaussian",)
+PARTS = ("gaussian", "bert", "decoder")
 
 
 class Options(NamedTuple):
@@ -26,9 +26,14 @@ class Options(NamedTuple):
 
     parts: tuple[str, ...]
     out: Path
+    model: str | None = None
+    text: Path | None = None
+    contexts: tuple[int, ...] = (2048,)
+    download: bool = False
     seed: int = 0
     fresh: bool = False
-    sizes: gaussian.Sizes = gaussian.Sizes()
+    draws: gaussian.Sizes = gaussian.Sizes()
+    sizes: models_run.Sizes = models_run.Sizes()
 
 
 class Done(NamedTuple):
@@ -77,27 +82,42 @@ def run(options: Options, progress: Progress) -> Result:
     """
     _check(options)
     done = []
-    for name in options.parts:
-        started = time.perf_counter()
-        folder = options.out / name
-        report.save(folder, _figures(name, options, progress))
-        done.append(Done(name, report.load(folder), time.perf_counter() - started, _peak()))
+    for part in options.parts:
+        for make in _jobs(part, options):
+            started = time.perf_counter()
+            job = make()
+            folder = options.out / job.name
+            notes = {"processor": machine.processor(), "versions": _versions(part)} | job.notes
+            rows = Rows(folder, {"schema": SCHEMA} | job.settings, notes, options.fresh)
+            if not rows.complete:
+                job.work(rows, progress)
+                rows.finish()
+            lines = gaussian.figures(rows) if part == "gaussian" else model_figures.figures(rows)
+            run = {"table": "run", "part": part, "seed": options.seed} | rows.notes
+            report.save(folder, [run, *lines])
+            done.append(Done(job.name, report.load(folder), time.perf_counter() - started, _peak()))
     return Result(done, report.write(options.out))
 
 
-def _figures(name: str, options: Options, progress: Progress) -> Iterator[dict[str, Any]]:
-    settings = {"schema": SCHEMA, "part": name, "seed": options.seed, "sizes": options.sizes._asdict()}
-    notes = {"processor": machine.processor(), "versions": _versions()}
-    rows = Rows(options.out / name, settings, notes, options.fresh)
-    gaussian.run(rows, options.seed, options.sizes, progress)
-    yield {"table": "run", "seed": options.seed} | rows.notes
-    yield from gaussian.figures(rows)
+def _jobs(part: str, options: Options) -> list[Callable[[], Job]]:
+    """What a part consists of. A model's text and tokens are read when its turn has come."""
+    seed, sizes = options.seed, options.sizes
+    if part == "gaussian":
+        return [lambda: gaussian.job(seed, options.draws)]
+    if part == "bert":
+        return [lambda: models_run.encoder(options.model, options.text, options.download, seed, sizes)]
+    return [
+        lambda context=context: models_run.decoder(options.model, options.text, context, options.download, seed, sizes)
+        for context in options.contexts
+    ]
 
 
 def _check(options: Options) -> None:
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         raise InputError(f"no part {', '.join(unknown)}; allowed are {', '.join(PARTS)} and all")
+    if options.model is not None and len(options.parts) > 1:
+        raise InputError(f"--model {options.model}: say whether it is for bert or for decoder")
     missing = [
         package
         for package, module in (("pyarrow", "pyarrow"), ("matplotlib", "matplotlib"), ("markdown-it-py", "markdown_it"))
@@ -109,8 +129,8 @@ def _check(options: Options) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
-    packages = ("tailbound", "torch", "numpy")
+def _versions(part: str) -> dict[str, str]:
+    packages = ("tailbound", "torch", "numpy") if part == "gaussian" else ("tailbound", "torch", "transformers")
     return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tailbound.lab.errors import InputError
-from tailbound.lab.reproduce import gaussian_page
+from tailbound.lab.reproduce import gaussian_page, model_page, summary_page
 from tailbound.lab.reproduce.writing import Figures, Section, fill
 from tailbound.report import page
 
@@ -36,9 +36,13 @@ def compose(folder: Path, pictures: str = PICTURES) -> Section:
     Args:
         pictures: the address of the folder of plots, as the report shows them.
     """
-    jobs = sorted(path.parent for path in folder.glob(f"*/{NAME}"))
-    sections = [gaussian_page.section(load(job), pictures) for job in jobs if job.name == "gaussian"]
-    markdown = "\n".join([fill("introduction.md", {}), *(section.markdown for section in sections)])
+    jobs = {path.parent.name: load(path.parent) for path in sorted(folder.glob(f"*/{NAME}"))}
+    drawn = [figures for figures in jobs.values() if figures["run"][0]["part"] == "gaussian"]
+    models = {name: figures for name, figures in jobs.items() if figures["run"][0]["part"] != "gaussian"}
+    sections = [gaussian_page.section(figures, pictures) for figures in drawn]
+    sections += [model_page.section(name, figures, pictures) for name, figures in models.items()]
+    opening = [fill("introduction.md", {}), *([summary_page.summary(list(models.values()))] if models else [])]
+    markdown = "\n".join([*opening, *(section.markdown for section in sections)])
     return Section(markdown, [chart for section in sections for chart in section.charts])
 
 

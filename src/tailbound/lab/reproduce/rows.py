@@ -8,12 +8,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tailbound.lab import folder
 from tailbound.lab.errors import InputError
+from tailbound.lab.progress import Progress
 
 Columns = Mapping[str, np.ndarray]
 """Columns of one length."""
@@ -66,6 +67,15 @@ class Rows:
                 "--out, or give --fresh to begin again"
             )
 
+    @property
+    def complete(self) -> bool:
+        """Whether `finish` was called, in this run or an earlier one: every part is there."""
+        return (self.place / "complete").exists()
+
+    def finish(self) -> None:
+        """Note that every part is there."""
+        (self.place / "complete").touch()
+
     def has(self, kind: str, part: str) -> bool:
         """Whether a part is done."""
         return self._file(kind, part).is_file()
@@ -107,6 +117,15 @@ class Rows:
 
     def _file(self, kind: str, part: str) -> Path:
         return self.place / kind / f"{part}.parquet"
+
+
+class Job(NamedTuple):
+    """A piece of work with rows of its own: its folder's name, what the rows depend on, what else to say of them."""
+
+    name: str
+    settings: dict[str, Any]
+    notes: dict[str, Any]
+    work: Callable[[Rows, Progress], None]
 
 
 def stack(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

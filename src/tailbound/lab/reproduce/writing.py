@@ -29,7 +29,7 @@ class Section(NamedTuple):
 def fill(template: str, fields: Mapping[str, str]) -> str:
     """The prose of a Markdown file in this folder, with its `${fields}` filled; a field that is missing is an error."""
     text = (importlib.resources.files("tailbound.lab.reproduce") / template).read_text(encoding="utf-8")
-    return Template(text).substitute(fields)
+    return Template(text).substitute({name: field.rstrip("\n") for name, field in fields.items()})
 
 
 def number(value: float | None, form: str = ".4g") -> str:
