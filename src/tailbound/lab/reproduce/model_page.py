@@ -18,6 +18,7 @@ def section(job: str, figures: Figures, pictures: str) -> Section:
     run = figures["run"][0]
     encoder = run["part"] == "bert"
     lengths = sorted({row["n"] for row in figures["model.needs"]})
+    model = run["model"].split(" (")[0]
     heads_n = lengths[0] if encoder else lengths[-1]
     heads = [row for row in figures["model.heads"] if row["n"] == heads_n]
     fields = {
@@ -27,19 +28,19 @@ def section(job: str, figures: Figures, pictures: str) -> Section:
         "job": job,
         "pictures": pictures,
         "and_paper": f" (lines), and the paper's {printed.BERT} (crosses)" if encoder else "",
-        "wikitext": _wikitext(figures, run),
+        "wikitext": _wikitext(figures, run, model),
         "heads_n": f"{heads_n:,}",
         "heads_count": str(len(heads)),
         "papers_heads": f", and the six heads of {printed.BERT} that the paper lists" if encoder else "",
         "sample_what": _sample_what(figures["model.searches"], encoder),
-        "needs": model_tables.needs(figures["model.needs"], encoder),
-        "fixed": model_tables.fixed(figures["model.fixed"], encoder),
-        "spread": model_tables.spread(figures["model.spread"]),
-        "heads": model_tables.heads(heads, run),
-        "rule": model_tables.rule(figures["model.rule"]),
-        "searches": model_tables.searches(figures["model.searches"], lengths[-1]),
-        "bounds": model_tables.bounds(figures["model.bounds"]),
-        "outputs": model_tables.outputs(figures["model.outputs"]),
+        "needs": model_tables.needs(figures["model.needs"], encoder, model),
+        "fixed": model_tables.fixed(figures["model.fixed"], encoder, model),
+        "spread": model_tables.spread(figures["model.spread"], model),
+        "heads": model_tables.heads(heads, run, model),
+        "rule": model_tables.rule(figures["model.rule"], model),
+        "searches": model_tables.searches(figures["model.searches"], lengths[-1], model),
+        "bounds": model_tables.bounds(figures["model.bounds"], model),
+        "outputs": model_tables.outputs(figures["model.outputs"], model),
     }
     fields |= _needs_fields(figures, lengths) | _heads_fields(figures, heads)
     fields |= _search_fields(figures, lengths[-1]) | _bound_fields(figures, lengths[-1]) | _counts(figures)
@@ -62,11 +63,13 @@ def _what(run: dict[str, Any], lengths: list[int], heads: int) -> str:
     return fill("decoder.md", same | {"context": f"{run['context']:,}", "positions": str(run["positions"])})
 
 
-def _wikitext(figures: Figures, run: dict[str, Any]) -> str:
+def _wikitext(figures: Figures, run: dict[str, Any], model: str) -> str:
     rows = figures.get("model.wikitext", [])
     if not rows:
         return ""
-    return fill("wikitext.md", {"model": run["model"], "text": run["text"], "table": model_tables.wikitext(rows)})
+    return fill(
+        "wikitext.md", {"model": run["model"], "text": run["text"], "table": model_tables.wikitext(rows, model)}
+    )
 
 
 def _sample_what(rows: list[dict[str, Any]], encoder: bool) -> str:

@@ -13,9 +13,9 @@ Rows = list[dict[str, Any]]
 _PAPER = f"paper, {printed.BERT}"
 
 
-def needs(rows: Rows, encoder: bool) -> str:
+def needs(rows: Rows, encoder: bool, model: str) -> str:
     """k_eps by n and epsilon."""
-    columns = ("n", "epsilon", f"n / mean k_eps: {_PAPER}" if encoder else "n / mean k_eps: paper", "ours", "our error",
+    columns = ("n", "epsilon", f"n / mean k_eps: {_PAPER if encoder else 'paper'}", f"ours, {model}", "our error",
                "difference", "mean k_eps", "95th percentile")  # fmt: skip
     cells = (
         (
@@ -33,11 +33,12 @@ def needs(rows: Rows, encoder: bool) -> str:
     return tables.markdown(columns, cells)
 
 
-def fixed(rows: Rows, encoder: bool) -> str:
+def fixed(rows: Rows, encoder: bool, model: str) -> str:
     """Total variation at k = 16, and the gap test."""
     paper = _PAPER if encoder else "paper"
-    columns = ("n", f"mean TV: {paper}", "ours", "our error", "difference", f"95th percentile: {paper}", "ours",
-               "difference", f"gap test passes: {paper}", "ours", "gap test, n / mean of its smallest k")  # fmt: skip
+    ours = f"ours, {model}"
+    columns = ("n", f"mean TV: {paper}", ours, "our error", "difference", f"95th percentile: {paper}", ours,
+               "difference", f"gap test passes: {paper}", ours, "gap test, n / mean of its smallest k")  # fmt: skip
     cells = (
         (
             f"{row['n']:,}",
@@ -57,15 +58,15 @@ def fixed(rows: Rows, encoder: bool) -> str:
     return tables.markdown(columns, cells)
 
 
-def wikitext(rows: Rows) -> str:
+def wikitext(rows: Rows, model: str) -> str:
     """The paper's figures on WikiText-2 beside ours on our text."""
-    whose = f"{_PAPER}, WikiText-2"
+    whose, ours = f"{_PAPER}, WikiText-2", f"ours, {model}"
     names = (
         f"n / mean k_eps: {whose}",
-        "ours",
+        ours,
         "difference",
         f"95th percentile of k_eps: {whose}",
-        "ours",
+        ours,
         "difference",
     )
     cells = (
@@ -83,7 +84,7 @@ def wikitext(rows: Rows) -> str:
     return tables.markdown(("n", *names), cells)
 
 
-def spread(rows: Rows) -> str:
+def spread(rows: Rows, model: str) -> str:
     """The spread of mean k_eps over heads."""
     names = {
         "min": "sharpest",
@@ -95,17 +96,17 @@ def spread(rows: Rows) -> str:
         "max": "flattest",
     }
     cells = ((f"{row['n']:,}", str(row["heads"]), *(f"{row[name]:.1f}" for name in names)) for row in rows)
-    return tables.markdown(("n", "heads", *names.values()), cells)
+    return tables.markdown((f"{model}: n", "heads", *names.values()), cells)
 
 
-def heads(rows: Rows, run: dict[str, Any]) -> str:
+def heads(rows: Rows, run: dict[str, Any], model: str) -> str:
     """Some heads; with the paper's model the paper's six, beside its figures, else the paper's six apart."""
     ranked = sorted(rows, key=lambda row: row["k"])
     count = len(ranked)
     places = dict.fromkeys([0, 1, 2, count // 4, count // 2, 3 * count // 4, count - 3, count - 2, count - 1])
     chosen = {(ranked[i]["layer"], ranked[i]["head"]): ranked[i] for i in places if 0 <= i < count}
     ours = {(row["layer"], row["head"]): row for row in rows}
-    lines = [_head_line(run["model"], where, row, None) for where, row in chosen.items()]
+    lines = [_head_line(model, where, row, None) for where, row in chosen.items()]
     if run["part"] == "bert":
         for where, paper in printed.BERT_HEADS.items():
             same = ours.get(where) if run["papers_model"] and ours[where]["n"] == 128 else None
@@ -132,10 +133,10 @@ def _head_line(
     )
 
 
-def rule(rows: Rows) -> str:
+def rule(rows: Rows, model: str) -> str:
     """The Gaussian rule against heads."""
-    columns = ("n", "heads", "median sigma", "rank correlation", "rule / measured: 5%", "median", "95%", "within 10%",
-               "heads in range", "of these within 10%")  # fmt: skip
+    columns = (f"{model}: n", "heads", "median sigma", "rank correlation", "rule / measured: 5%", "median", "95%",
+               "within 10%", "heads in range", "of these within 10%")  # fmt: skip
     cells = (
         (
             f"{row['n']:,}",
@@ -154,12 +155,12 @@ def rule(rows: Rows) -> str:
     return tables.markdown(columns, cells)
 
 
-def searches(rows: Rows, n: int) -> str:
+def searches(rows: Rows, n: int, model: str) -> str:
     """Keys scored at the largest length, both budgets side by side."""
     found = {(row["search"], row["bound"], row["epsilon"]): row for row in rows if row["n"] == n}
     small, large = sample.EPSILONS
-    columns = ("search", "bound", *(f"epsilon {small:g}: {name}" if i == 0 else name for i, name in enumerate(_SCORED)),
-               *(f"epsilon {large:g}: {name}" if i == 0 else name for i, name in enumerate(_SCORED)))  # fmt: skip
+    heads = [f"epsilon {epsilon:g}: {_SCORED[0]}" for epsilon in (small, large)]
+    columns = (f"{model}: search", "bound", heads[0], *_SCORED[1:], heads[1], *_SCORED[1:])
     lines = []
     for search, bound in dict.fromkeys((search, bound) for search, bound, _ in found):
         cells = [cell for epsilon in (small, large) for cell in _scored(found[search, bound, epsilon])]
@@ -180,10 +181,10 @@ def _scored(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def bounds(rows: Rows) -> str:
+def bounds(rows: Rows, model: str) -> str:
     """Looseness on the tail mass, for both heads side by side."""
     found = {(row["n"], row["bound"], row["at"]): row for row in rows}
-    columns = ("n", "bound", "k_eps: median", "99%", "mean certified", "mean true", "k = 16: median", "99%",
+    columns = (f"{model}: n", "bound", "k_eps: median", "99%", "mean certified", "mean true", "k = 16: median", "99%",
                "mean certified", "mean true", "below the truth")  # fmt: skip
     lines = []
     for n, bound in dict.fromkeys((n, bound) for n, bound, _ in found):
@@ -200,10 +201,10 @@ def _loose(row: dict[str, Any] | None) -> tuple[str, ...]:
     return times(row["median"]), times(row["p99"]), f"{row['mean_certified']:.4f}", f"{row['mean_true']:.4f}"
 
 
-def outputs(rows: Rows) -> str:
+def outputs(rows: Rows, model: str) -> str:
     """Looseness of the output bounds."""
-    columns = ("n", "bound", "bound / error: median", "99%", "smallest of the three", "mean bound", "mean error",
-               "below the truth")  # fmt: skip
+    columns = (f"{model}: n", "bound", "bound / error: median", "99%", "smallest of the three", "mean bound",
+               "mean error", "below the truth")  # fmt: skip
     cells = (
         (
             f"{row['n']:,}",
