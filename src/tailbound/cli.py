@@ -133,6 +133,41 @@ def generate(
 
 
 @app.command()
+def verify(
+    model: Annotated[str | None, typer.Option(help="smollm2, a GGUF file, a folder, or a hub name.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text to read; default: Python's standard library, or random tokens.")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 600,
+    tokens: Annotated[int, typer.Option(help="Decode steps for each budget.")] = 16,
+    epsilon: Annotated[list[str] | None, typer.Option(help=f"Budgets. {LIST} 0,1e-6,0.01,0.05.")] = None,
+    dtypes: Annotated[list[str] | None, typer.Option(help=f"Of the model. {LIST} float32,bfloat16.")] = None,
+    download: Download = False,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: JsonLines = False,
+) -> None:
+    """Recompute every certificate of a model's decoding in float64: how to check a new family of models."""
+    from tailbound.lab import show_verify
+    from tailbound.lab import verify as job
+    from tailbound.report.progress import Bars
+
+    if model is None:
+        raise InputError("verify checks a model: name one with --model (smollm2, a GGUF file, a folder, or a hub name)")
+    _settle(seed, threads)
+    asked = {"epsilons": _list("--epsilon", epsilon, float), "dtypes": _list("--dtypes", dtypes, str)}
+    given: dict[str, Any] = {name: values for name, values in asked.items() if values}
+    rows = job.run(job.Options(model, text, context, tokens, download=download, seed=seed, **given), Bars())
+    if as_json:
+        for row in rows:
+            print(json.dumps(row.as_json()))
+    else:
+        _show(None, *show_verify.verify(rows))
+    if any(row.violations for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def reproduce(
     part: Annotated[str, typer.Argument(help="gaussian, bert, decoder or all.")] = "all",
     model: Annotated[

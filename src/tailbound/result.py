@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from enum import IntEnum
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -129,13 +130,12 @@ class Certificate:
         tv, output_error, kept, status = self
         return f"Certificate(tv={tv}, output_error={output_error}, kept={kept}, status={status})"
 
-    def arrays(self) -> list[np.ndarray]:
-        """The four as flat arrays on the CPU, without a copy where there is none to make."""
-        if self._packed is None:
-            return [part.numpy(force=True).ravel() for part in self]
-        raw, n = self._packed.numpy(), math.prod(self.rows)
-        ends = (8 * n, 16 * n, 20 * n)
-        return [part.view(dtype) for part, dtype in zip(np.split(raw, ends), PACKED, strict=True)]
+    def packed(self) -> np.ndarray:
+        """uint8: the bytes of the four, one after the other, without a copy if they came like that."""
+        if self._packed is not None:
+            return self._packed.numpy()
+        parts = (part.numpy(force=True).ravel() for part in self)
+        return np.concatenate([part.astype(dtype).view(np.uint8) for part, dtype in zip(parts, PACKED, strict=True)])
 
     def _all(self) -> tuple[Tensor, ...]:
         if self._parts is None:
@@ -152,6 +152,14 @@ PACKED = (np.float64, np.float64, np.int32, np.uint8)
 
 PACKED_BYTES = 21
 """Of one row."""
+
+
+def unpacked(packed: np.ndarray) -> list[np.ndarray]:
+    """From `Certificate.packed` of calls of n rows each, (calls, 21 n): the four columns, (calls, n)."""
+    n = packed.shape[1] // PACKED_BYTES
+    ends = (0, 8 * n, 16 * n, 20 * n, 21 * n)
+    parts = (packed[:, start:stop] for start, stop in pairwise(ends))
+    return [np.ascontiguousarray(part).view(dtype) for part, dtype in zip(parts, PACKED, strict=True)]
 
 
 ISA = ("torch", "scalar", "avx2", "avx512vnni", "avx512bf16")

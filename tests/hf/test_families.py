@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.families import DECODING, ENCODERS, NAMED, PROMPT, inputs, model_of, table, write
 
 import tailbound
+from families import DECODING, ENCODERS, NAMED, PROMPT, inputs, model_of, table, write
 from tailbound import Status
 
 pytestmark = pytest.mark.filterwarnings("ignore")

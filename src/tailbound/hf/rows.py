@@ -6,10 +6,13 @@ growing cache; see docs/log.md.
 
 from __future__ import annotations
 
+import math
+from itertools import groupby
+
 import numpy as np
 from torch import Tensor
 
-from tailbound.result import PACKED, Certificate
+from tailbound.result import PACKED_BYTES, Certificate, unpacked
 
 PLACE = ("step", "layer", "batch", "head", "query")
 """The columns that say where a certificate was issued."""
@@ -43,7 +46,7 @@ class Block:
 
     def _allocate(self, rows: int) -> None:
         self._rows = rows
-        self._columns = [np.empty(rows, dtype) for dtype in PACKED]
+        self._bytes = np.empty(PACKED_BYTES * rows, np.uint8)
         self._visible = np.empty(rows, np.int32)
 
     def fits(self, rows: int) -> bool:
@@ -55,14 +58,12 @@ class Block:
 
         A call larger than an empty block enlarges it.
         """
-        columns = certificate.arrays()
+        shape = certificate.rows
         start = self.used
-        stop = start + columns[0].size
+        stop = start + math.prod(shape)
         if stop > self._rows:
             self._allocate(stop - start)
-        for held, column in zip(self._columns, columns, strict=True):
-            held[start:stop] = column
-        shape = certificate.rows
+        self._bytes[PACKED_BYTES * start : PACKED_BYTES * stop] = certificate.packed()
         if isinstance(visible, Tensor):
             self._visible[start:stop].reshape(shape)[...] = visible.numpy(force=True)
         else:
@@ -82,8 +83,14 @@ class Block:
         rows["head"] = within // queries % heads
         rows["batch"] = within // (queries * heads)
         rows["visible"] = self._visible[: self.used]
-        for name, column in zip(Certificate.FIELDS, self._columns, strict=True):
-            rows[name] = column[: self.used]
+        start = 0
+        for size, run in groupby(sizes.tolist()):  # calls of one size lie in memory as the rows of a matrix
+            stop = start + size * len(list(run))
+            if size:
+                packed = self._bytes[PACKED_BYTES * start : PACKED_BYTES * stop].reshape(-1, PACKED_BYTES * size)
+                for name, column in zip(Certificate.FIELDS, unpacked(packed), strict=True):
+                    rows[name][start:stop] = column.ravel()
+            start = stop
         self.used = 0
         self._calls.clear()
         return rows

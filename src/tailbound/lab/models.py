@@ -90,7 +90,7 @@ class Source:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            with _quietly():
+            with quietly():
                 yield
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             local = self.name in (SMALL, ENCODER) or Path(self.name).exists()
@@ -159,8 +159,8 @@ def _require_transformers() -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the libraries' own progress bars and notices out of our output while a model loads."""
+def quietly() -> Iterator[None]:
+    """Keep the libraries' own progress bars and notices out of our output."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,0 +1,69 @@
+"""What `tailbound verify` found, as a table and a list of what was exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+
+from tailbound.lab.verify import Row
+from tailbound.report import tables
+
+COLUMNS = (
+    "dtype",
+    "epsilon",
+    "certificates",
+    "violations",
+    "smallest margin",
+    "TV / true TV",
+    "99%",
+    "keys kept",
+    "logits",
+    "same token",
+    "statuses",
+    "verdict",
+)
+
+
+def verify(rows: Sequence[Row]) -> Iterator[RenderableType]:
+    """The table by dtype and budget, and below it the calls that were answered exactly."""
+    yield tables.figures(
+        f"Certificates of {rows[0].model} on {rows[0].tokens}",
+        COLUMNS,
+        (_cells(row) for row in rows),
+        "Every certificate was recomputed in float64 from the tensors that were passed, apart from the engine. Logits: "
+        "standard deviation in nats. Same token: steps whose likeliest token is that of the model's own attention",
+    )
+    reasons = {reason: (layers, calls) for row in rows for reason, layers, calls in row.exact}
+    if reasons:
+        yield tables.pairs(
+            [
+                (f"exact: {reason}", f"layers {_some(layers)}, {calls} calls")
+                for reason, (layers, calls) in reasons.items()
+            ]
+        )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return (
+        row.dtype,
+        f"{row.epsilon:g}",
+        f"{row.certificates:,}",
+        str(row.violations),
+        number(row.margin, ".1e"),
+        number(row.looseness, ".3f"),
+        number(row.looseness_p99, ".3f"),
+        number(row.kept_share, ".1%"),
+        number(row.spread, ".2f"),
+        f"{row.agreement:.0%}",
+        ", ".join(f"{name} {count:,}" for name, count in row.statuses.items()),
+        row.verdict(),
+    )
+
+
+def _some(layers: Sequence[int | None]) -> str:
+    named = ", ".join("unnamed" if layer is None else str(layer) for layer in layers[:8])
+    return named + (" ..." if len(layers) > 8 else "")

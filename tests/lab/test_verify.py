@@ -1,0 +1,81 @@
+"""One command checks a family: real models of transformers, saved to a folder."""
+
+import json
+
+import pytest
+
+from commands import Quiet, command
+from families import NAMED
+from tailbound import Attention, Certificate, KVIndex
+from tailbound.lab import verify
+from tailbound.lab.errors import InputError
+
+ASKED = ["--context", "400", "--tokens", "4", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    def made(name):
+        path = tmp_path_factory.mktemp("models") / name.replace(" ", "")
+        NAMED[name].build().save_pretrained(path)
+        return str(path)
+
+    return made
+
+
+def test_a_family_is_checked_from_its_folder(folder):
+    shown = command("verify", "--model", folder("Gemma 2"), *ASKED, "--json")
+    assert shown.returncode == 0, shown.stderr
+    rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [(row["dtype"], row["epsilon"]) for row in rows] == [
+        (dtype, epsilon) for dtype in ("float32", "bfloat16") for epsilon in (0.0, 1e-6, 0.01, 0.05)
+    ]
+    for row in rows:
+        assert (row["schema"], row["violations"], row["tokens"]) == ("tailbound.verify/1", 0, "random tokens")
+        assert row["certificates"] == sum(row["statuses"].values()) == 2 * 4 * 4  # layers, heads, steps
+        assert row["margin"] >= 0
+        assert row["spread"] >= 3
+        assert row["exact"] == [["more than 16 queries (prefill)", [0, 1], 2]]
+        if row["epsilon"] <= 1e-6 and row["dtype"] == "float32":
+            assert row["agreement"] == 1
+    assert rows[3]["looseness"] >= 1
+
+
+def test_a_table_says_what_was_exact(folder):
+    shown = command("verify", "--model", folder("DeepSeek-V3"), *ASKED, "--dtypes", "float32", "--epsilon", "0.05")
+    assert shown.returncode == 0, shown.stderr
+    assert "nothing was certified" in shown.stdout
+    assert "made anew" in shown.stdout
+
+
+def test_a_certificate_below_the_truth_is_found(folder, monkeypatch):
+    attend = KVIndex.attend
+
+    def broken(self, query, **options):
+        found = attend(self, query, **options)
+        tv, *others = found.certificate
+        return Attention(found.output, Certificate(tv / 2, *others), found.stats, found.kept)
+
+    monkeypatch.setattr(KVIndex, "attend", broken)
+    options = verify.Options(folder("Llama"), None, 400, 4, (0.05,), ("float32",))
+    [row] = verify.run(options, Quiet())
+    assert row.violations > 0
+    assert "do not hold" in row.verdict()
+
+
+def test_what_cannot_be_checked_is_one_line(folder):
+    for arguments, words in (
+        ([], "name one with --model"),
+        (["--model", folder("Falcon")], "does not call the attention interface"),
+        (["--model", folder("Llama"), "--epsilon", "1.5"], "epsilon"),
+        (["--model", folder("Llama"), "--text", __file__], "tokenizer"),
+    ):
+        shown = command("verify", *arguments, *ASKED)
+        assert shown.returncode == 2
+        assert words in shown.stderr
+        assert shown.stderr.count("\n") == 1
+
+
+def test_options_are_checked_before_a_model_is_read():
+    with pytest.raises(InputError, match="--context 1"):
+        verify.run(verify.Options("nowhere", context=1), Quiet())
