@@ -172,15 +172,14 @@ def _check(model: Any, prompt: Tensor, own: Tensor, epsilon: float, options: Opt
 
 def _prompt(source: models.Source, model: Any, options: Options) -> tuple[Tensor, str]:
     """Token ids (1, context), and what they are."""
-    try:
-        tokenizer = source.tokenizer()
+    title, document = text.read_text(options.text)
+    try:  # where there is none, some families get an empty one
+        return text.first_tokens(source.tokenizer(), document, options.context, title), title
     except InputError:
         if options.text is not None:
             raise
-        size, random = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(options.seed)
-        return torch.randint(min(3, size - 1), size, (1, options.context), generator=random), "random tokens"
-    title, document = text.read_text(options.text)
-    return text.first_tokens(tokenizer, document, options.context, title), title
+    size, random = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(options.seed)
+    return torch.randint(min(3, size - 1), size, (1, options.context), generator=random), "random tokens"
 
 
 @torch.inference_mode()
