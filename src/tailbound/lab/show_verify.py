@@ -21,12 +21,11 @@ COLUMNS = (
     "logits",
     "same token",
     "statuses",
-    "verdict",
 )
 
 
 def verify(rows: Sequence[Row]) -> Iterator[RenderableType]:
-    """The table by dtype and budget, and below it the calls that were answered exactly."""
+    """The table by dtype and budget; below it what each row comes to, and the calls that were answered exactly."""
     yield tables.figures(
         f"Certificates of {rows[0].model} on {rows[0].tokens}",
         COLUMNS,
@@ -34,6 +33,7 @@ def verify(rows: Sequence[Row]) -> Iterator[RenderableType]:
         "Every certificate was recomputed in float64 from the tensors that were passed, apart from the engine. Logits: "
         "standard deviation in nats. Same token: steps whose likeliest token is that of the model's own attention",
     )
+    yield tables.pairs([(f"{row.dtype}, epsilon {row.epsilon:g}", row.verdict()) for row in rows])
     reasons = {reason: (layers, calls) for row in rows for reason, layers, calls in row.exact}
     if reasons:
         yield tables.pairs(
@@ -60,7 +60,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.spread, ".2f"),
         f"{row.agreement:.0%}",
         ", ".join(f"{name} {count:,}" for name, count in row.statuses.items()),
-        row.verdict(),
     )
 
 
