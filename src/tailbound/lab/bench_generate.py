@@ -229,7 +229,6 @@ def _check(options: Options) -> None:
 def _check_model(model: PreTrainedModel, options: Options) -> None:
     from tailbound.lab import decoders
 
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is not None and max(options.contexts) > window:
-        raise InputError(f"--contexts {max(options.contexts)}: {options.model} was made for {window} positions")
+    longest = max(options.contexts)
+    models.check_positions(model, longest, f"--contexts {longest}", options.model)
     decoders.check_full_attention(model)

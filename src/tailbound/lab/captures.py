@@ -93,9 +93,7 @@ def capture(options: Options, progress: Progress) -> Summary:
     ids = text.first_tokens(tokenizer, document, options.context, title)
     with progress.task("reading the model", None):
         model = source.model()
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is not None and options.context > window:
-        raise InputError(f"--context {options.context}: {options.model} was made for {window} positions")
+    models.check_positions(model, options.context, f"--context {options.context}", options.model)
 
     layers = _take(model, ids, options, progress)
     metadata = {

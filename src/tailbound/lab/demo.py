@@ -16,7 +16,6 @@ from tailbound.engine.check import check_epsilon
 from tailbound.lab import models, text, truth
 from tailbound.lab.errors import InputError
 from tailbound.lab.progress import Progress
-from tailbound.result import Status
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,11 +96,7 @@ class Judge:
         assert answer.kept is not None
         inputs = (seen.query, seen.key, seen.value, seen.attn_mask, seen.scale)
         found = truth.judge(*inputs, answer.kept, answer.output, seen.softcap, seen.sink)
-        claimed = answer.certificate
-        wrong = (found.tv > claimed.tv) | (found.output_error > claimed.output_error)
-        # A comparison with NaN is False: what is not provably right counts as wrong, unless nothing was claimed.
-        wrong |= ~(found.tv.isfinite() & found.output_error.isfinite()) & (claimed.status != int(Status.NONFINITE))
-        self.violations += int(wrong.sum())
+        self.violations += int(found.violated_by(answer.certificate).sum())
         self.true_tv[seen.layer] = max(self.true_tv.get(seen.layer, 0.0), float(found.tv.max()))
         self.true_error[seen.layer] = max(self.true_error.get(seen.layer, 0.0), float(found.output_error.max()))
 

@@ -69,12 +69,33 @@ class Source:
         with self._reading():
             from transformers import AutoModelForCausalLM
 
-            options = dict(self._options)
-            if "gguf_file" in options:
-                from transformers import GgufConfig
+            return self._weights(AutoModelForCausalLM)
 
-                options["quantization_config"] = GgufConfig(dequantize=True)
-            return AutoModelForCausalLM.from_pretrained(self._path, dtype=DTYPES[self.dtype], **options).eval()
+    def writer(self) -> PreTrainedModel:
+        """Read the weights, as a decoder or an encoder with its decoder ready for evaluation.
+
+        Raises:
+            InputError: they cannot be read, or the model does not write tokens.
+        """
+        with self._reading():
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+            from transformers.models.auto import modeling_auto as auto
+
+            config = AutoConfig.from_pretrained(self._path, **self._options)
+            if not config.is_encoder_decoder:
+                kinds = [(AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)]
+            else:
+                kinds = [
+                    (AutoModelForSeq2SeqLM, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+                    (AutoModelForSpeechSeq2Seq, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES),
+                ]
+            for kind, names in kinds:
+                if config.model_type in names:
+                    return self._weights(kind)
+        raise InputError(
+            f"{self.name} is of type {config.model_type!r}, for which transformers has no model that writes tokens "
+            "from text or sound; of encoders docs/families.md says what to do"
+        )
 
     def encoder(self) -> PreTrainedModel:
         """Read the weights, as a model without a head ready for evaluation.
@@ -85,7 +106,15 @@ class Source:
         with self._reading():
             from transformers import AutoModel
 
-            return AutoModel.from_pretrained(self._path, dtype=DTYPES[self.dtype], **self._options).eval()
+            return self._weights(AutoModel)
+
+    def _weights(self, kind: Any) -> PreTrainedModel:
+        options = dict(self._options)
+        if "gguf_file" in options:
+            from transformers import GgufConfig
+
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        return kind.from_pretrained(self._path, dtype=DTYPES[self.dtype], **options).eval()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -116,6 +145,18 @@ def cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def check_positions(model: PreTrainedModel, count: int, asked: str, name: str) -> None:
+    """Refuse to read more positions than a model was made for.
+
+    Raises:
+        InputError: naming what `asked` for them, and how many there are.
+    """
+    config = model.config
+    window = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", None)
+    if window is not None and count > window:
+        raise InputError(f"{asked}: {name} was made for {window} positions")
 
 
 def _package(module: str) -> Path | None:

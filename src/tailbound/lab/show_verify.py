@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 
+from tailbound.lab import verify as job
 from tailbound.lab.verify import Row
 from tailbound.report import tables
 
@@ -25,7 +27,7 @@ COLUMNS = (
 
 
 def verify(rows: Sequence[Row]) -> Iterator[RenderableType]:
-    """The table by dtype and budget; below it what each row comes to, and the calls that were answered exactly."""
+    """The table by dtype and budget; below it what each row comes to, what was answered exactly, and the verdict."""
     yield tables.figures(
         f"Certificates of {rows[0].model} on {rows[0].tokens}",
         COLUMNS,
@@ -34,14 +36,19 @@ def verify(rows: Sequence[Row]) -> Iterator[RenderableType]:
         "standard deviation in nats. Same token: steps whose likeliest token is that of the model's own attention",
     )
     yield tables.pairs([(f"{row.dtype}, epsilon {row.epsilon:g}", row.verdict()) for row in rows])
-    reasons = {reason: (layers, calls) for row in rows for reason, layers, calls in row.exact}
-    if reasons:
+    layers: dict[str, list[int | None]] = {}
+    calls: Counter[str] = Counter()
+    for row in rows:
+        for reason, places, count in row.exact:
+            calls[reason] += count
+            held = layers.setdefault(reason, [])
+            held += [layer for layer in places if layer not in held]
+    if calls:
         yield tables.pairs(
-            [
-                (f"exact: {reason}", f"layers {_some(layers)}, {calls} calls")
-                for reason, (layers, calls) in reasons.items()
-            ]
+            [(f"exact: {reason}", f"layers {_some(layers[reason])}; {calls[reason]:,} calls") for reason in calls],
+            "Answered exactly, in all rows together",
         )
+    yield job.verdict(rows)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -7,10 +7,13 @@ sink a logit for each query head, (Hq,), that takes weight and gives no value.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tailbound.result import Certificate, Status
 
 
 class Truth(NamedTuple):
@@ -18,6 +21,11 @@ class Truth(NamedTuple):
 
     tv: Tensor
     output_error: Tensor
+
+    def violated_by(self, claimed: Certificate) -> Tensor:
+        """Which certificates (B, Hq, Tq) are below this. What is not a number cannot be claimed, but as NONFINITE."""
+        right = (self.tv <= claimed.tv) & (self.output_error <= claimed.output_error)
+        return ~right & (claimed.status != int(Status.NONFINITE))
 
 
 @torch.no_grad()
@@ -34,29 +42,48 @@ def judge(
 ) -> Truth:
     """Recompute total variation and output error of an attention answer, one KV head at a time."""
     batch, heads, queries, _ = query.shape
-    group = heads // key.shape[1]
-    seen = None if mask is None else mask.expand(kept.shape)
     tv = torch.empty(batch, heads, queries, dtype=torch.float64)
     error = torch.empty_like(tv)
+    for part, (b, h), logits in _logits(query, key, mask, scale, softcap):
+        top = logits.amax(-1, keepdim=True)
+        if sink is not None:
+            top = top.maximum(sink[part[1]].double()[:, None, None])
+        weights = (logits - top).exp()
+        total = weights.sum(-1)
+        if sink is not None:
+            total = total + (sink[part[1]].double()[:, None] - top[..., 0]).exp()
+        tv[part] = weights.masked_fill(kept[part], 0.0).sum(-1) / total
+        exact = weights @ value[b, h].double() / total[..., None]
+        error[part] = (output[part].double() - exact).norm(dim=-1)
+    return Truth(tv, error)
+
+
+@torch.no_grad()
+def spread(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, softcap: float | None = None) -> Tensor:
+    """Standard deviation (B, Hq, Tq) of the logits that a row sees, in nats; NaN where it sees fewer than two."""
+    found = torch.empty(query.shape[:3], dtype=torch.float64)
+    for part, _, logits in _logits(query, key, mask, scale, softcap):
+        shown = logits.isfinite()
+        count = shown.sum(-1)
+        away = logits - (logits.masked_fill(~shown, 0.0).sum(-1) / count)[..., None]
+        found[part] = (away.masked_fill(~shown, 0.0).square().sum(-1) / (count - 1)).sqrt()
+    return found
+
+
+def _logits(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> Iterator[tuple[tuple[int, slice], tuple[int, int], Tensor]]:
+    """One KV head after another: the rows that read it, itself, and their logits (group, Tq, Tk), hidden ones -inf."""
+    batch, heads, queries, _ = query.shape
+    group = heads // key.shape[1]
+    seen = None if mask is None else mask.expand(batch, heads, queries, key.shape[2])
     for b in range(batch):
         for h in range(key.shape[1]):
             part = (b, slice(h * group, (h + 1) * group))
             logits = query[part].double() @ key[b, h].double().T * scale
             if softcap is not None:
                 logits = softcap * (logits / softcap).tanh()
-            if seen is not None:
-                logits = _masked(logits, seen[part])
-            top = logits.amax(-1, keepdim=True)
-            if sink is not None:
-                top = top.maximum(sink[part[1]].double()[:, None, None])
-            weights = (logits - top).exp()
-            total = weights.sum(-1)
-            if sink is not None:
-                total = total + (sink[part[1]].double()[:, None] - top[..., 0]).exp()
-            tv[part] = weights.masked_fill(kept[part], 0.0).sum(-1) / total
-            exact = weights @ value[b, h].double() / total[..., None]
-            error[part] = (output[part].double() - exact).norm(dim=-1)
-    return Truth(tv, error)
+            yield part, (b, h), logits if seen is None else _masked(logits, seen[part])
 
 
 def _masked(logits: Tensor, mask: Tensor) -> Tensor:
