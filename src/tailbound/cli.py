@@ -168,6 +168,45 @@ def verify(
 
 
 @app.command()
+def audit(
+    out: Annotated[Path, typer.Option(help="Folder for audit.parquet, audit.json and budget.json.")] = Path("audit"),
+    model: Model = "smollm2",
+    text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's language reference.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of each half of the text. Default: 2048, or fewer if made for fewer.")
+    ] = None,
+    queries: Annotated[int, typer.Option(help="Positions looked at; of a decoder the last ones.")] = 64,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What the advised budget must meet: next-token-tv, agreement, kl or (encoders) hidden-distance, as in "
+            "agreement=0.99; or none. Default: next-token-tv=0.01, hidden-distance=0.05."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the audit in the folder.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the audit in the folder.")] = False,
+    download: Download = False,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure which heads of a model are sparse, and advise a budget that meets a target on text it has not seen."""
+    from tailbound.lab.audit import job, show
+    from tailbound.report.progress import Bars
+
+    _settle(seed, threads)
+    options = job.Options(out, model, text, context, queries, target, dtype, download, seed, resume, fresh)
+    try:
+        result, stopped = job.run(options, Bars()), False
+    except job.InterruptedAuditError as interruption:
+        result, stopped = interruption.result, True
+    _show(result.as_json() if as_json else None, *show.audit(result))
+    if stopped:
+        raise typer.Exit(130)
+
+
+@app.command()
 def reproduce(
     part: Annotated[str, typer.Argument(help="gaussian, bert, decoder or all.")] = "all",
     model: Annotated[

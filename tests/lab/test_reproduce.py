@@ -8,7 +8,7 @@ import pytest
 from commands import InterruptionError, Patience, Quiet, blocked, command
 from tailbound.lab.errors import InputError
 from tailbound.lab.reproduce import gaussian, job, printed, report
-from tailbound.lab.reproduce.rows import Rows
+from tailbound.lab.rows import Rows
 
 FEW = gaussian.Sizes(table_2=12, table_6=4, law=3, range_keys=2048, range_most=5)
 

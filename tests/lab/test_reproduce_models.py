@@ -9,10 +9,10 @@ import torch
 
 from commands import InterruptionError, Patience, Quiet
 from tailbound import theory
-from tailbound.lab import models, text
+from tailbound.lab import models, needs, text
 from tailbound.lab.errors import InputError
-from tailbound.lab.reproduce import job, models_run, needs, printed, sample
-from tailbound.lab.reproduce.rows import Rows
+from tailbound.lab.reproduce import job, models_run, printed, sample
+from tailbound.lab.rows import Rows
 
 SIZES = models_run.Sizes(lengths=(40, 64), tokens=128, queries=1, positions=3)
 
@@ -165,7 +165,7 @@ def test_a_broken_bound_is_counted(monkeypatch):
 def test_the_gap_that_is_enough_is_the_first_that_passes():
     logits = torch.randn(5, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 4
     logits[0, :3] += 60
-    found = needs.measure(logits)["k_gap"].tolist()
+    found = needs.measure(logits, (0.01,))["k_gap"].tolist()
     passing = [[float(theory.gap_bound(row, k)) <= 0.01 for k in range(1, 61)] for row in logits]
     assert found == [line.index(True) + 1 for line in passing]
     assert found[0] <= 3

@@ -204,6 +204,7 @@ def _take(model: Any, ids: Tensor, options: Options, progress: Progress) -> list
     with progress.task("capture, by layer", getattr(model.config, "num_hidden_layers", None)) as advance:
 
         def take(heard: Heard) -> None:
+            heard.check_plain()
             last = heard.query[:, :, -options.queries :]
             layers[heard.layer] = Layer(copy(last), copy(heard.key), copy(heard.value), heard.scale)
             advance()

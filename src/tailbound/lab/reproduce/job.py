@@ -15,7 +15,7 @@ from tailbound.lab import machine
 from tailbound.lab.errors import InputError
 from tailbound.lab.progress import Progress
 from tailbound.lab.reproduce import gaussian, model_figures, models_run, report
-from tailbound.lab.reproduce.rows import Job, Rows
+from tailbound.lab.rows import Job, Rows
 
 SCHEMA = "tailbound.reproduce/1"
 PARTS = ("gaussian", "bert", "decoder")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from tailbound.lab.reproduce import needs, printed, sample
-from tailbound.lab.reproduce.rows import Columns, Rows, chosen
+from tailbound.lab import needs
+from tailbound.lab.reproduce import printed, sample
+from tailbound.lab.rows import Columns, Rows, chosen
 
 EPSILON = needs.GAP_EPSILON
 NEAR = 0.1

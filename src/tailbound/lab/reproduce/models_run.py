@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tailbound.lab import models, text
+from tailbound.lab import models, needs, text
 from tailbound.lab.errors import InputError
 from tailbound.lab.listening import Heard, listening
 from tailbound.lab.progress import Progress
-from tailbound.lab.reproduce import needs, printed, sample
-from tailbound.lab.reproduce.rows import Job, Rows, stack
+from tailbound.lab.reproduce import printed, sample
+from tailbound.lab.rows import Job, Rows, stack
 
 KINDS = ("needs", "searches", "bounds", "outputs")
 
@@ -135,6 +135,7 @@ def _read(
     heard: set[int] = set()
 
     def note(call: Heard) -> None:
+        call.check_plain()
         heard.add(call.layer)
         hear(call)
 
@@ -168,7 +169,7 @@ def _encoder_layer(heard: Heard, n: int, seed: int, sizes: Sizes) -> dict[str, d
     for window in range(heard.query.shape[0]):
         for head in range(heard.query.shape[1]):
             keys = heard.key[window, head // group].double()
-            columns = needs.measure(heard.query[window, head].double() @ keys.T * heard.scale)
+            columns = needs.measure(heard.query[window, head].double() @ keys.T * heard.scale, printed.EPSILONS)
             pieces.append(_placed(columns, n=n, window=window, layer=heard.layer, head=head))
     samples = []
     for position in _choose(seed, heard.layer, n, sizes.queries):
@@ -188,7 +189,7 @@ def _decoder_layer(heard: Heard, lengths: list[int], seed: int, sizes: Sizes) ->
         for head in range(query.shape[0]):
             logits = query[head, first:n] @ key[head // group, :n].T * heard.scale
             for position, row in enumerate(logits, first):
-                columns = needs.measure(row[None, : position + 1])
+                columns = needs.measure(row[None, : position + 1], printed.EPSILONS)
                 pieces.append(_placed(columns, n=n, window=0, layer=heard.layer, head=head, visible=position + 1))
     least = lengths[-1] - min(sizes.positions, lengths[-1] // 2)
     position = least + _choose(seed, heard.layer, lengths[-1] - least, 1)[0]

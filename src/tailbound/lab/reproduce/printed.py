@@ -41,7 +41,6 @@ RULE_WITHIN = 0.001
 """The deviation of the rule that Section 6 claims for sigma up to 3. Its own Table 2 has 3.3%."""
 
 BERT = "bert-base-uncased"
-BERT_K = 16
 BERT_RATIO = {
     128: {0.001: 1.46, 0.005: 1.85, 0.01: 2.15, 0.02: 2.59, 0.05: 3.62},
     256: {0.001: 1.62, 0.005: 2.04, 0.01: 2.37, 0.02: 2.85, 0.05: 3.98},

@@ -16,8 +16,7 @@ from torch import Tensor
 import tailbound
 from tailbound import theory
 from tailbound.bounds import Ball, Box, CellBound, Sketch, kmeans_cells, rounding, run_cells
-from tailbound.lab import truth
-from tailbound.lab.reproduce import needs
+from tailbound.lab import needs, truth
 from tailbound.search import Replay, SearchResult
 
 EPSILONS = (0.01, 0.05)

@@ -20,6 +20,9 @@ Columns = Mapping[str, np.ndarray]
 """Columns of one length."""
 
 
+SETTINGS = "settings.json"
+
+
 class Rows:
     """The raw rows of one job: `<folder>/<kind>/<part>.parquet`, and what was asked for in `<folder>/settings.json`.
 
@@ -43,17 +46,17 @@ class Rows:
         if importlib.util.find_spec("pyarrow") is None:
             raise InputError("pyarrow not installed; rows are Parquet files: pip install 'tailbound[report]'")
         self.place = place
-        if fresh and place.exists():
+        file = place / SETTINGS
+        if fresh and file.exists():
             shutil.rmtree(place)
         folder.prepare(place, "--out")
-        file = place / "settings.json"
         asked = json.loads(json.dumps({"settings": settings, "notes": notes or {}}))
         if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = _settings(file)
             self._check(found["settings"], asked["settings"])
             asked["notes"] = found["notes"]
         else:
-            _whole(file, lambda path: path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8"))
+            whole(file, lambda path: path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8"))
         self.settings: dict[str, Any] = asked["settings"]
         self.notes: dict[str, Any] = asked["notes"]
 
@@ -77,8 +80,15 @@ class Rows:
         (self.place / "complete").touch()
 
     def has(self, kind: str, part: str) -> bool:
-        """Whether a part is done."""
-        return self._file(kind, part).is_file()
+        """Whether a part is done. A file that cannot be read whole counts as missing, and is written anew."""
+        file = self._file(kind, part)
+        if not file.is_file():
+            return False
+        try:
+            _table(file)
+        except InputError:
+            return False
+        return True
 
     def add(self, kind: str, part: str, columns: Columns) -> None:
         """Write a part.
@@ -86,16 +96,12 @@ class Rows:
         Raises:
             InputError: it cannot be written.
         """
-        import pyarrow
-        from pyarrow import parquet
-
         file = self._file(kind, part)
-        table = pyarrow.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
         try:
             file.parent.mkdir(exist_ok=True)
-            _whole(file, lambda path: parquet.write_table(table, path, compression="zstd"))
         except OSError as error:
             raise InputError(f"cannot write {file}: {error.strerror or error}") from error
+        write_table(file, columns, {})
 
     def read(self, kind: str) -> dict[str, np.ndarray]:
         """All parts of a kind under one another, in the order of their names.
@@ -104,15 +110,20 @@ class Rows:
             InputError: there are none, or they cannot be read.
         """
         import pyarrow
-        from pyarrow import parquet
 
         files = sorted((self.place / kind).glob("*.parquet"))
         if not files:
             raise InputError(f"{self.place / kind} holds no rows; run the part again with --fresh")
-        try:
-            table = pyarrow.concat_tables([parquet.read_table(file) for file in files])
-        except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"cannot read the rows in {self.place / kind}: {error}; give --fresh") from error
+        table = pyarrow.concat_tables([_table(file) for file in files], promote_options="permissive")
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+    def read_part(self, kind: str, part: str) -> dict[str, np.ndarray]:
+        """One part.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        table = _table(self._file(kind, part))
         return {name: table[name].to_numpy() for name in table.column_names}
 
     def _file(self, kind: str, part: str) -> Path:
@@ -141,11 +152,51 @@ def chosen(columns: Columns, **values: Any) -> dict[str, np.ndarray]:
     return {name: column[mask] for name, column in columns.items()}
 
 
-def _whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Under another name first, so that a file is there whole or not at all."""
+def write_table(file: Path, columns: Columns, metadata: Mapping[str, str]) -> None:
+    """Write columns as a Parquet file with checksums, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
+    table = table.replace_schema_metadata(dict(metadata))
+    whole(file, lambda path: parquet.write_table(table, path, compression="zstd", write_page_checksum=True))
+
+
+def whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name first, so that it is there whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         write(unfinished)
         os.replace(unfinished, file)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not (isinstance(found, dict) and found.keys() >= {"settings", "notes"}):
+            raise ValueError("no settings in it")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {file}: {error}; remove it, or name another folder") from error
+    return found
+
+
+def _table(file: Path) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(file, page_checksum_verification=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"cannot read the rows in {file}: {error}; give --fresh") from error

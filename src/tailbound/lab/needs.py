@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tailbound import theory
-from tailbound.lab.reproduce import printed
 
-K = printed.BERT_K
+K = 16
+"""Keys of the paper's fixed head."""
+
 GAP_EPSILON = 0.01
 
 
@@ -18,18 +21,16 @@ def k_name(epsilon: float) -> str:
     return f"k_{epsilon:g}"
 
 
-def measure(logits: Tensor) -> dict[str, np.ndarray]:
+def measure(logits: Tensor, epsilons: Sequence[float]) -> dict[str, np.ndarray]:
     """Columns for rows of logits, float64 (rows, n), n above 16, all of them visible.
 
     Returns:
-        `k_<eps>`, k_eps for each of the paper's budgets; `tv_16`, the total variation of the 16 heaviest; `gap_16`,
+        `k_<eps>`, k_eps for each budget; `tv_16`, the total variation of the 16 heaviest; `gap_16`,
         what the gap test certifies for them; `k_gap`, the fewest keys for which the gap test passes at epsilon 0.01;
         `sigma`, the standard deviation of the row.
     """
     ranked, bounds = theory.ranking(logits), theory.gap_bounds(logits)
-    columns = {
-        k_name(epsilon): (ranked.tails > epsilon).sum(-1).clamp(min=1).to(torch.int32) for epsilon in printed.EPSILONS
-    }
+    columns = {k_name(epsilon): (ranked.tails > epsilon).sum(-1).clamp(min=1).to(torch.int32) for epsilon in epsilons}
     columns["tv_16"] = ranked.tails[:, K]
     columns["gap_16"] = bounds[:, K - 1]
     columns["k_gap"] = first_gap(bounds, GAP_EPSILON)

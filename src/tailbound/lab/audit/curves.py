@@ -1,0 +1,117 @@
+"""What budgets and policies do to the model's answers: runs, each a part on disk with a row for each position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tailbound.lab.audit.columns import EPSILONS
+from tailbound.lab.audit.policies import Certified, Pages, Policy, Recent, TopK, TopMass
+from tailbound.lab.audit.reading import Errors, Reading
+from tailbound.lab.rows import Rows
+
+KIND = "curves"
+OURS = "tailbound"
+
+TRUNCATED = "top-p on exact weights"
+FIXED = "fixed top-k by exact weights"
+WINDOW = "sinks and recent keys"
+QUEST = "Quest pages of 16"
+
+DECODER = (OURS, TRUNCATED, FIXED, WINDOW, QUEST)
+ENCODER = (OURS, TRUNCATED, FIXED)
+
+CLOSE = 0.02
+"""Top-p keeps as many keys as ours to this share of them, where that can be had."""
+
+
+def count(reading: Reading) -> int:
+    """Runs that there are to make."""
+    return len(EPSILONS) * len(ENCODER if reading.encoder else DECODER)
+
+
+def run(reading: Reading, rows: Rows, advance: Callable[[], None]) -> None:
+    """Every budget of ours, then each policy with as many keys as ours read; what is there is not run again."""
+    for epsilon in EPSILONS:
+        part = _part(OURS, epsilon)
+        if not rows.has(KIND, part):
+            policy = Certified(epsilon)
+            rows.add(KIND, part, _columns(OURS, epsilon, reading, policy, reading.errors(policy)))
+        advance()
+        share = float(rows.read_part(KIND, part)["share"][0])
+        for name in (ENCODER if reading.encoder else DECODER)[1:]:
+            part = _part(name, epsilon)
+            if not rows.has(KIND, part):
+                policy, errors = _equal(reading, name, share, epsilon)
+                rows.add(KIND, part, _columns(name, epsilon, reading, policy, errors))
+            advance()
+
+
+def table(columns: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """A line for each policy and budget: means over positions, the standard error of the distance, the share read."""
+    for name in DECODER:
+        for epsilon in EPSILONS:
+            here = (columns["policy"] == name) & (columns["epsilon"] == epsilon)
+            if here.any():
+                yield {"policy": name, "epsilon": epsilon} | summary(
+                    {key: column[here] for key, column in columns.items()}
+                )
+
+
+def summary(some: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Figures of one run; None where there is nothing to average."""
+    tv = some["tv"]
+    return {
+        "positions": len(tv),
+        "share": float(some["share"][0]),
+        "bytes_share": float(some["bytes_share"][0]),
+        "tv_mean": float(tv.mean()),
+        "tv_standard_error": float(tv.std(ddof=1) / math.sqrt(len(tv))) if len(tv) > 1 else None,
+        "tv_max": float(tv.max()),
+        "kl_mean": _mean(some["kl"]),
+        "agreement": _mean(some["agrees"]),
+        "loss": _mean(some["loss"]),
+        "certificate_max": _mean(some["certificate_max"][:1]),
+    }
+
+
+def of_run(policy: Policy, errors: Errors) -> dict[str, np.ndarray]:
+    """The columns that `summary` takes."""
+    size = len(errors.tv)
+    found = {name: column.numpy() for name, column in errors._asdict().items()}
+    figures = {"share": policy.share, "bytes_share": policy.bytes_share, "certificate_max": policy.tv_max}
+    return found | {name: np.full(size, value) for name, value in figures.items()}
+
+
+def _equal(reading: Reading, name: str, share: float, epsilon: float) -> tuple[Policy, Errors]:
+    """A policy that reads a share of the keys. For top-p the mass is moved until it does."""
+    if name != TRUNCATED:
+        policy = {FIXED: TopK, WINDOW: Recent, QUEST: Pages}[name](share)
+        return policy, reading.errors(policy)
+    mass, policy = epsilon, TopMass(epsilon)
+    errors = reading.errors(policy)
+    for _ in range(5):
+        if abs(policy.share / share - 1) <= CLOSE:
+            break
+        mass = min(mass * (policy.share / share) ** 2, 0.9)
+        policy = TopMass(mass)
+        errors = reading.errors(policy)
+    return policy, errors
+
+
+def _columns(name: str, epsilon: float, reading: Reading, policy: Policy, errors: Errors) -> dict[str, np.ndarray]:
+    size = len(errors.tv)
+    first = {"policy": np.full(size, name), "epsilon": np.full(size, epsilon), "row": np.arange(size, dtype=np.int32)}
+    return first | of_run(policy, errors)
+
+
+def _part(name: str, epsilon: float) -> str:
+    return f"{epsilon:g}-" + "".join(c if c.isalnum() else "-" for c in name)
+
+
+def _mean(column: np.ndarray) -> float | None:
+    some = column[~np.isnan(column)]
+    return float(some.mean()) if len(some) else None

@@ -1,0 +1,197 @@
+"""What `tailbound audit` says in the terminal: a verdict, the heads at both ends, policies side by side, the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from tailbound.lab.audit import curves
+from tailbound.lab.audit.columns import AT
+from tailbound.lab.audit.job import Advice, Result
+from tailbound.report import tables
+
+ENDS = 5
+"""Heads shown of those that need the fewest keys, and of those that need the most."""
+
+
+def audit(result: Result) -> Iterator[RenderableType]:
+    """The verdict first; then tables."""
+    yield Text(verdict(result), style="bold")
+    if result.heads:
+        yield _model(result)
+        yield _heads(result)
+    if result.curve:
+        yield _curve(result)
+    if result.advised:
+        yield _advice(result)
+    yield Text("written: " + ", ".join(str(path) for path in result.written))
+
+
+def verdict(result: Result) -> str:
+    """What the audit comes to."""
+    name = result.options["model"]
+    if not result.heads:
+        return f"{name}: interrupted before a layer was measured; --resume goes on."
+    model = result.model
+    words = (
+        f"{name}: at epsilon {AT:g}, {model['sparse_heads']} of {model['heads']} heads need less than a tenth of the "
+        f"keys and {model['flat_heads']} more than half; the mean is {model[f'share_{AT:g}']:.1%}."
+    )
+    if not result.complete:
+        return f"{words} Interrupted: {result.layers_done} of {result.layers} layers are done; --resume goes on."
+    if not result.advised:
+        return f"{words} No budget is advised: {result.why_not}."
+    best = result.advised[0]
+    return f"{words} Advised: {_kind(best)}, which {_kept(best, result)}."
+
+
+def _kind(advice: Advice) -> str:
+    budget = advice.candidate.budget
+    return f"epsilon {budget.default:g} everywhere" if advice.kind == "uniform" else "a budget by head"
+
+
+def _kept(advice: Advice, result: Result) -> str:
+    found = advice.held_out
+    share, moved = found.figures["share"], found.figures["bytes_share"]
+    reads = f"on text it has not seen reads {share:.1%} of the keys ({moved:.2f} of the bytes)"
+    faster = "" if found.speed is None else f", decodes {found.speed.median:.2f} times as fast"
+    assert result.target is not None
+    met = (
+        f"meets {result.target} ({found.value:.4g})"
+        if found.met
+        else f"misses {result.target} by {found.over_limit:.2g}"
+    )
+    return f"{reads}{faster} and {met}"
+
+
+def _model(result: Result) -> RenderableType:
+    model = result.model
+
+    def by_epsilon(name: str) -> str:
+        return ", ".join(f"{epsilon:g}: {model[f'{name}_{epsilon:g}']:.1%}" for epsilon in (0.001, 0.01, 0.05, 0.1))
+
+    def loose(*names: str) -> str:
+        return ", ".join(f"{name} {_number(model[f'looseness_{name}'])}" for name in names)
+
+    shape = f"skewness {model['skewness']:+.2f}, excess kurtosis {model['kurtosis']:+.2f}"
+    gap = f"{model['gap_pass']:.1%} of rows pass with 16 keys; the fewest that pass are {model['share_gap']:.1%} of all"
+    pairs = [
+        ("keys needed, mean share", by_epsilon("share")),
+        ("the Gaussian rule says", by_epsilon("rule")),
+        ("spread of logits", f"{model['sigma']:.2f} nats, {shape}"),
+        ("gap test", gap),
+        ("kept by certificate", f"{model['certified_over_needed']:.3f} times the keys needed"),
+        ("bound on the tail / truth", loose("interval", "box", "ball", "gap")),
+        ("bound on the output / error", loose("variance", "diameter", "norm")),
+        ("mass", f"{model['sink_mass']:.1%} on the first keys, {model['recent_mass']:.1%} on recent ones"),
+    ]
+    asked = result.options
+    where = f"{asked['queries']} positions of {asked['context']:,} tokens of {result.notes['text']}"
+    return tables.pairs(pairs, f"All heads, {where}")
+
+
+def _heads(result: Result) -> RenderableType:
+    ranked = sorted(result.heads, key=lambda line: line[f"share_{AT:g}"])
+    ends = ranked if len(ranked) <= 2 * ENDS else [*ranked[:ENDS], *ranked[-ENDS:]]
+    columns = (
+        "layer.head",
+        "keys needed",
+        "95%",
+        "rule",
+        "sigma",
+        "sinks",
+        "recent",
+        "kept / needed",
+        "interval",
+        "box",
+    )
+    rows = (
+        (
+            f"{line['layer']}.{line['head']}",
+            f"{line[f'share_{AT:g}']:.1%}",
+            f"{line[f'p95_{AT:g}']:.1%}",
+            f"{line[f'rule_{AT:g}']:.1%}",
+            f"{line['sigma']:.2f}",
+            f"{line['sink_mass']:.1%}",
+            f"{line['recent_mass']:.1%}",
+            f"{line['certified_over_needed']:.3f}",
+            _number(line["looseness_interval"]),
+            _number(line["looseness_box"]),
+        )
+        for line in ends
+    )
+    caption = "Interval, box: median of the certified tail over the true one. audit.json has every head"
+    return tables.figures(f"Heads that need the fewest and the most keys at epsilon {AT:g}", columns, rows, caption)
+
+
+def _curve(result: Result) -> RenderableType:
+    encoder = result.notes["encoder"]
+    columns = ("policy", "epsilon", "keys read", "bytes", "distance" if encoder else "next-token TV", "+-", "largest")
+    columns += () if encoder else ("KL", "same token", "loss")
+    rows = []
+    for epsilon in dict.fromkeys(line["epsilon"] for line in result.curve):
+        for line in result.curve:
+            if line["epsilon"] == epsilon:
+                rows.append(_line(line, encoder))
+    caption = "Policies read as many keys as ours at the same epsilon; bytes are over dense attention's"
+    if result.dense_loss is not None:
+        caption += f". Loss of exact attention: {result.dense_loss:.4f} nats"
+    return tables.figures("Answers of the model against budgets and policies", columns, rows, caption)
+
+
+def _line(line: dict[str, Any], encoder: bool) -> tuple[str, ...]:
+    ours = line["policy"] == curves.OURS
+    found = (
+        line["policy"],
+        f"{line['epsilon']:g}" if ours else "",
+        f"{line['share']:.1%}",
+        f"{line['bytes_share']:.2f}",
+        f"{line['tv_mean']:.4f}",
+        tables.figure(line["tv_standard_error"], ".4f"),
+        f"{line['tv_max']:.3f}",
+    )
+    if encoder:
+        return found
+    return *found, f"{line['kl_mean']:.5f}", f"{line['agreement']:.1%}", tables.figure(line["loss"], ".4f")
+
+
+def _advice(result: Result) -> RenderableType:
+    columns = (
+        "budget",
+        "keys read",
+        "bytes",
+        "on the text chosen on",
+        "held out",
+        "keys read",
+        "bytes",
+        "step, times faster",
+    )
+    rows = []
+    assert result.target is not None
+    for advice in result.advised:
+        chosen, held = advice.candidate, advice.held_out
+        rows.append(
+            (
+                f"epsilon {chosen.budget.default:g}" if advice.kind == "uniform" else "by head",
+                f"{chosen.policy.share:.1%}",
+                f"{chosen.policy.bytes_share:.3f}",
+                f"{result.target.value(chosen.errors):.4f}",
+                f"{held.value:.4f} " + ("met" if held.met else "missed"),
+                f"{held.figures['share']:.1%}",
+                f"{held.figures['bytes_share']:.3f}",
+                "" if held.speed is None else held.speed.in_words(in_lines=False),
+            )
+        )
+    return tables.figures(
+        f"Budgets for {result.target}",
+        columns,
+        rows,
+        "Held out: the second half of the text, decoded under certify and as it is, in turns. The first is budget.json",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

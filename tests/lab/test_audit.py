@@ -1,0 +1,408 @@
+"""The audit: what it measures against independent figures, what it advises, and how long work behaves."""
+
+import itertools
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM
+
+from commands import Quiet, command
+from families import NAMED
+from llamas import llama
+from tailbound.hf import Budget
+from tailbound.lab import models, rows, text, truth
+from tailbound.lab.audit import advise, columns, curves, job, policies, reading, sensitivity
+from tailbound.lab.errors import InputError
+from tailbound.lab.reproduce import job as reproduction
+from tailbound.lab.reproduce import models_run
+
+ASKED = ["--context", "400", "--queries", "8", "--threads", "1"]
+LAYERS, HEADS = 3, 8
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    return models.Source("smollm2").model()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    tokenizer = models.Source("smollm2").tokenizer()
+    return text.first_tokens(tokenizer, text.read_prose(None)[1], 512, "prose")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The folder of a small random decoder with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    model = llama()
+    model.resize_token_embeddings(len(models.Source("smollm2").tokenizer()))
+    model.save_pretrained(folder)
+    models.Source("smollm2").tokenizer().save_pretrained(folder)
+    return ["--model", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def audited(small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audit")
+    shown = command("audit", *small, "--out", str(out), *ASKED, "--json")
+    assert shown.returncode == 0, shown.stderr
+    return out, json.loads(shown.stdout)
+
+
+def test_an_audit_answers_what_it_is_asked(audited):
+    out, found = audited
+    assert (found["schema"], found["complete"]) == ("tailbound.audit/1", True)
+    assert (found["settings"]["context"], found["layers_done"], found["layers"]) == (400, LAYERS, LAYERS)
+    assert found["versions"].keys() >= {"tailbound", "torch", "transformers", "python"}
+    assert found["processor"]
+    assert json.loads((out / "audit.json").read_text()) == found
+    assert len(found["heads"]) == LAYERS * HEADS
+    for line in found["heads"]:
+        assert 0 < line["share_0.1"] <= line["share_0.01"] <= line["share_0.001"] <= 1
+        assert line["certified_over_needed"] >= 1
+        for name in ("interval", "box", "ball", "gap"):
+            loose = line[f"looseness_{name}"]
+            assert loose is None or loose >= 1 - 1e-9
+        for name in ("norm", "diameter", "variance"):
+            loose = line[f"looseness_{name}"]
+            assert loose is None or loose >= 1 - 1e-9
+    lines = {(line["policy"], line["epsilon"]): line for line in found["curve"]}
+    assert len(lines) == len(curves.DECODER) * len(columns.EPSILONS)
+    for (policy, epsilon), line in lines.items():
+        ours = lines[curves.OURS, epsilon]
+        if policy == curves.OURS:
+            assert line["certificate_max"] <= epsilon
+        elif policy != curves.QUEST:  # which reads whole pages
+            assert line["share"] == pytest.approx(ours["share"], rel=0.06, abs=0.01)
+    advised = found["advised"]
+    assert len(advised) == 2
+    budget = Budget.parse(out / "budget.json")
+    assert Budget.parse(advised[0]["budget"]) == budget
+    for advice in advised:
+        chosen, held = advice["chosen_on"], advice["held_out"]
+        assert chosen["tv_mean"] <= 0.01
+        assert held["met"] == (held["value"] <= 0.01)
+        assert held["over_limit"] == max(0.0, held["value"] - 0.01)
+        assert held["fallbacks"] == 0
+        assert held["speed"]["median"] > 0
+
+
+def test_every_row_is_in_the_parquet_file(audited):
+    from pyarrow import parquet
+
+    out, found = audited
+    table = parquet.read_table(out / "audit.parquet")
+    assert table.num_rows == LAYERS * HEADS * 8
+    assert json.loads(table.schema.metadata[b"tailbound"])["schema"] == "tailbound.audit/1"
+    layer, head = (table[name].to_numpy() for name in ("layer", "head"))
+    here = (layer == 1) & (head == 5)
+    assert table["k_0.01"].to_numpy()[here].mean() == found["heads"][HEADS + 5]["k_0.01"]
+
+
+def test_figures_are_those_of_reproduce(small, audited, tmp_path):
+    """On the same text, the same positions of every head need as many keys, but for rounding of the model."""
+    sizes = models_run.Sizes(positions=8)
+    options = reproduction.Options(("decoder",), tmp_path, small[1], contexts=(400,), sizes=sizes)
+    reproduction.run(options, Quiet())
+    other = rows.Rows.__new__(rows.Rows)
+    other.place = next(tmp_path.glob("decoder-*"))
+    needed = rows.chosen(other.read("needs"), n=400)
+    own = rows.Rows.__new__(rows.Rows)
+    own.place = audited[0] / "parts"
+    ours = own.read("rows")
+    order = np.lexsort((ours["position"], ours["head"], ours["layer"]))
+    for name in ("k_0.001", "k_0.01", "k_0.05", "k_gap"):
+        difference = np.abs(ours[name][order].astype(float) - needed[name])
+        assert difference.max() <= 1
+        assert difference.mean() < 0.002
+    np.testing.assert_allclose(ours["sigma"][order], needed["sigma"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "gpt-oss", "Mistral"])
+def test_policies_answer_and_count_what_they_read(name):
+    """Softcaps, sinks and windows too: each policy's output is that of the kept keys, and its error the mass left."""
+    model = NAMED[name].build()
+    ids = torch.randint(3, model.config.vocab_size, (1, 400), generator=torch.Generator().manual_seed(0))
+    read = reading.Decoder(model, ids, 8)
+    epsilon, share = 0.05, 0.3
+    heaviest: dict[int, torch.Tensor] = {}
+
+    def look(heard):
+        exact = reading.exact(heard)
+        seen = heard.seen()
+        keys = heard.key.shape[2]  # a layer with a window holds no more
+        visible = torch.ones(8, keys, dtype=torch.bool) if seen is None else seen.expand(1, 1, 8, keys)[0, 0]
+        for policy in (
+            policies.Certified(epsilon),
+            policies.TopMass(epsilon),
+            policies.TopK(share),
+            policies.Recent(share),
+            policies.Pages(share),
+        ):
+            output, kept = policy.answer(heard)
+            assert not (kept & ~visible).any()
+            found = truth.judge(
+                heard.query, heard.key, heard.value, seen, heard.scale, kept, output, heard.softcap, heard.sink
+            )
+            again = truth.judge(
+                heard.query, heard.key, heard.value, seen, heard.scale, kept, exact, heard.softcap, heard.sink
+            )
+            assert again.output_error.max() < 1e-4
+            if isinstance(policy, policies.TopMass):
+                heaviest[heard.layer] = kept
+                assert found.tv.max() <= epsilon
+            if isinstance(policy, policies.Certified):
+                assert found.tv.max() <= policy.tv_max <= epsilon
+            if isinstance(policy, policies.TopK | policies.Recent):
+                asked = (share * visible.sum(-1)).round().clamp(min=5)
+                assert (kept.sum(-1)[0] <= asked).all()
+        return exact
+
+    with torch.no_grad():
+        read.answer(look)
+    assert sorted(heaviest) == list(range(read.layers))
+    assert read.errors(policies.Certified(0.0)).tv.max() < 1e-4
+    assert read.errors(reading.exact).tv.max() == 0
+
+
+def test_a_run_of_the_last_positions_is_a_run_step_by_step(smollm, tokens):
+    """Truncating them together gives what decoding under `certify` gives one by one."""
+    from tailbound.lab.audit import verifying
+
+    read = reading.Decoder(smollm, tokens[:, :300], 12)
+    together = read.errors(policies.Certified(0.05))
+    singly, _, fallbacks = verifying._steps(read, Budget(0.05), lambda: None)
+    assert fallbacks == 0
+    # Intervals of a page that the text has not filled yet differ, and so do a few kept keys.
+    np.testing.assert_allclose(together.tv, singly.tv, atol=0.02)
+    assert float(together.tv.mean()) == pytest.approx(float(singly.tv.mean()), rel=0.25)
+
+
+def test_damage_is_the_kl_that_small_errors_do(smollm, tokens):
+    """Second order: random small changes of all heads' outputs do the KL that gradients predict."""
+    read = reading.Decoder(smollm, tokens[:, :96], 24)
+    gradients = sensitivity.gradients(read, 24, 0, lambda: None)
+    generator = torch.Generator().manual_seed(1)
+    predicted, measured = [], []
+    for _ in range(4):
+        moved: dict[int, torch.Tensor] = {}
+
+        def move(heard, moved=moved):
+            output = reading.exact(heard)
+            moved[heard.layer] = 3e-3 * output.std() * torch.randn(output.shape, generator=generator)
+            return output + moved[heard.layer]
+
+        measured.append(float(read.errors(move).kl.sum()))
+        predicted.append(
+            sum(
+                float(0.5 * (gradients[layer] * delta[0]).sum(-1).square().mean(0).sum())
+                for layer, delta in moved.items()
+            )
+        )
+    assert np.mean(predicted) == pytest.approx(np.mean(measured), rel=0.35)
+
+
+def test_a_budget_within_a_damage_is_the_best_there_is():
+    """Against every budget of a small table: at the damage that it comes to, none reads fewer keys."""
+    generator = np.random.default_rng(0)
+    size = len(columns.GRID)
+    keys = np.sort(generator.integers(1, 100, (1, 2, size)), -1)[..., ::-1].astype(float)
+    damage = np.sort(generator.random((1, 2, size)), -1)
+    damage[..., 0] = 0
+    table = advise.Table([5], keys, damage)
+    for limit in (0.0, 0.1, 0.5, 0.9, 1.5, 3.0):
+        budget, comes_to = table.within(limit)
+        assert comes_to <= limit
+        at = [columns.GRID.index(epsilon) for epsilon in np.broadcast_to(np.asarray(budget.of(5, 2)), 2)]
+        read = sum(keys[0, head, number] for head, number in enumerate(at))
+        for other in itertools.product(range(size), repeat=2):
+            if sum(damage[0, head, number] for head, number in enumerate(other)) <= comes_to:
+                assert sum(keys[0, head, number] for head, number in enumerate(other)) >= read
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("next-token-tv", "give one of"),
+        ("speed=2", "give one of"),
+        ("kl=zero", "give one of"),
+        ("next-token-tv=1.5", "between 0 and 1"),
+        ("hidden-distance=0.1", "of a decoder it is"),
+    ],
+)
+def test_targets_that_do_not_fit(asked, words):
+    with pytest.raises(InputError, match=words):
+        advise.Target.choose(asked, encoder=False)
+
+
+def test_targets():
+    assert advise.Target.choose(None, False) == advise.Target("next-token-tv", 0.01)
+    assert advise.Target.choose(None, True) == advise.Target("hidden-distance", 0.05)
+    assert advise.Target.choose("agreement=1", False) == advise.Target("agreement", 1.0)
+    assert advise.Target.choose("none", False) is None
+
+
+def test_an_encoder(tmp_path):
+    shown = command(
+        "audit", "--model", "minilm", "--out", str(tmp_path), "--context", "96", "--queries", "12", "--json"
+    )
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert found["target"] == "hidden-distance=0.05"
+    assert len(found["heads"]) == 6 * 12
+    assert {line["policy"] for line in found["curve"]} == set(curves.ENCODER)
+    assert found["curve"][0]["loss"] is None
+    distances = [line["tv_mean"] for line in found["curve"] if line["policy"] == curves.OURS]
+    assert distances == sorted(distances)
+    assert all(advice["chosen_on"]["tv_mean"] <= 0.05 for advice in found["advised"])
+    assert found["advised"][0]["held_out"]["speed"] is None
+
+
+def _start(small, out, *extra, **options):
+    call = [sys.executable, "-m", "tailbound", "audit", *small, "--out", str(out), *ASKED, *extra]
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def _stopped_after(small, out, count):
+    """An audit stopped by Ctrl-C when so many layers were on disk."""
+    process = _start(small, out, "--json")
+    until = time.monotonic() + 120
+    while len(list(out.glob("parts/rows/*.parquet"))) < count and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    return json.loads(printed)
+
+
+def test_it_is_stopped_and_goes_on(small, audited, tmp_path):
+    found = _stopped_after(small, tmp_path, 2)
+    assert not found["complete"]
+    assert 2 <= found["layers_done"] <= LAYERS
+    assert len(found["heads"]) == HEADS * found["layers_done"]
+    assert json.loads((tmp_path / "audit.json").read_text())["complete"] is False
+    refused = command("audit", *small, "--out", str(tmp_path), *ASKED)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--resume goes on" in refused.stderr
+    other = command("audit", *small, "--out", str(tmp_path), *ASKED, "--seed", "1", "--resume")
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "seed" in other.stderr
+
+    first, second = sorted(tmp_path.glob("parts/rows/*.parquet"))[:2]
+    whole = first.read_bytes()
+    kept = second.stat().st_mtime_ns
+    first.write_bytes(whole[: len(whole) // 2])
+    shown = command("audit", *small, "--out", str(tmp_path), *ASKED, "--resume", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert second.stat().st_mtime_ns == kept
+    assert first.read_bytes() == whole
+    found, unbroken = json.loads(shown.stdout), audited[1]
+    for name in ("heads", "model", "curve"):
+        assert found[name] == unbroken[name]
+    assert [advice["budget"] for advice in found["advised"]] == [advice["budget"] for advice in unbroken["advised"]]
+
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    first.write_bytes(flipped)
+    again = command("audit", *small, "--out", str(tmp_path), *ASKED, "--resume", "--target", "none", "--json")
+    assert again.returncode == 0, again.stderr
+    assert first.read_bytes() == whole
+    assert json.loads(again.stdout)["heads"] == found["heads"]
+
+
+def test_a_full_disk_loses_no_layer(small, tmp_path):
+    done = _stopped_after(small, tmp_path, 1)["layers_done"]
+    before = {path: path.read_bytes() for path in tmp_path.glob("parts/rows/*.parquet")}
+    size = max(len(data) for data in before.values()) // 2
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    process = _start(small, tmp_path, "--resume", preexec_fn=full)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.count("\n") == 1
+    assert "cannot write" in said
+    after = {path: path.read_bytes() for path in tmp_path.glob("parts/rows/*.parquet")}
+    assert after == before
+    assert len(after) == done
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_cannot_be_audited_is_one_line(small, tmp_path):
+    tokenizer = models.Source("smollm2").tokenizer()
+    mamba = tmp_path / "mamba"
+    MambaForCausalLM(MambaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2)).save_pretrained(
+        mamba
+    )
+    tokenizer.save_pretrained(mamba)
+    NAMED["T5"].build().save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    short = tmp_path / "short.txt"
+    short.write_text("word " * 200)
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, words in (
+        (["--model", str(mamba)], "has no attention to audit"),
+        (["--model", str(tmp_path / "t5")], "neither a decoder nor an encoder"),
+        (["--model", str(tmp_path / "broken")], "cannot load the model"),
+        (["--text", str(short), "--context", "400"], "fewer than the context of 400"),
+        (["--text", str(short), "--context", "160", "--target", "kl=0.01"], "fewer than the context of 320"),
+        (["--context", "9000"], "was made for 2048 positions"),
+        (["--context", "20"], "at least 36"),
+        (["--queries", "150"], "at most a third"),
+        (["--target", "speed=2"], "give one of"),
+        (["--resume", "--fresh"], "give one of them"),
+        (["--out", str(short)], "cannot write"),
+    ):
+        shown = command("audit", *small, *out, *ASKED, *arguments)
+        assert shown.returncode == 2, (arguments, shown.stdout)
+        assert words in shown.stderr
+        assert shown.stderr.count("\n") == 1
+
+
+def test_a_text_too_short_for_a_held_out_half_is_measured_all_the_same(small, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("The word is " * 200)
+    shown = command("audit", *small, "--out", str(tmp_path / "out"), "--text", str(short), *ASKED, "--json")
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert found["complete"]
+    assert not found["advised"]
+    assert "fewer than 800 tokens" in found["why_not"]
+
+
+def test_fresh_removes_nothing_but_an_audit(small, tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError):
+        job.run(job.Options(tmp_path, small[1], context=400, queries=8, target="nonsense", fresh=True), Quiet())
+    rows.Rows(tmp_path / "parts", {"a": 1}, fresh=True)
+    assert (tmp_path / "parts" / "mine.txt").read_text() == "mine"
+
+
+def test_nothing_is_nan_in_json(audited):
+    def walk(value):
+        if isinstance(value, dict):
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, list):
+            for part in value:
+                walk(part)
+        elif isinstance(value, float):
+            assert math.isfinite(value)
+
+    walk(audited[1])
+    assert os.path.exists(audited[0] / "budget.json")
