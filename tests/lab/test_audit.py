@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import resource
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import MambaConfig, MambaForCausalLM
 
 from commands import Quiet, command
@@ -59,8 +59,17 @@ def audited(small, tmp_path_factory):
     return out, json.loads(shown.stdout)
 
 
+def _floats(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for part in value for number in _floats(part)]
+    return [value] if isinstance(value, float) else []
+
+
 def test_an_audit_answers_what_it_is_asked(audited):
     out, found = audited
+    assert all(math.isfinite(number) for number in _floats(found))
     assert (found["schema"], found["complete"]) == ("tailbound.audit/1", True)
     assert (found["settings"]["context"], found["layers_done"], found["layers"]) == (400, LAYERS, LAYERS)
     assert found["versions"].keys() >= {"tailbound", "torch", "transformers", "python"}
@@ -96,11 +105,6 @@ def test_an_audit_answers_what_it_is_asked(audited):
         assert held["fallbacks"] == 0
         assert held["speed"]["median"] > 0
 
-
-def test_every_row_is_in_the_parquet_file(audited):
-    from pyarrow import parquet
-
-    out, found = audited
     table = parquet.read_table(out / "audit.parquet")
     assert table.num_rows == LAYERS * HEADS * 8
     assert json.loads(table.schema.metadata[b"tailbound"])["schema"] == "tailbound.audit/1"
@@ -391,18 +395,3 @@ def test_fresh_removes_nothing_but_an_audit(small, tmp_path):
         job.run(job.Options(tmp_path, small[1], context=400, queries=8, target="nonsense", fresh=True), Quiet())
     rows.Rows(tmp_path / "parts", {"a": 1}, fresh=True)
     assert (tmp_path / "parts" / "mine.txt").read_text() == "mine"
-
-
-def test_nothing_is_nan_in_json(audited):
-    def walk(value):
-        if isinstance(value, dict):
-            for part in value.values():
-                walk(part)
-        elif isinstance(value, list):
-            for part in value:
-                walk(part)
-        elif isinstance(value, float):
-            assert math.isfinite(value)
-
-    walk(audited[1])
-    assert os.path.exists(audited[0] / "budget.json")

@@ -74,6 +74,7 @@ def summary(some: dict[str, np.ndarray]) -> dict[str, Any]:
         "kl_mean": _mean(some["kl"]),
         "agreement": _mean(some["agrees"]),
         "loss": _mean(some["loss"]),
+        "dense_loss": _mean(some["dense_loss"]),
         "certificate_max": _mean(some["certificate_max"][:1]),
     }
 

@@ -106,7 +106,6 @@ class Result(NamedTuple):
     heads: list[dict[str, Any]]
     model: dict[str, Any]
     curve: list[dict[str, Any]]
-    dense_loss: float | None
     target: Target | None
     advised: list[Advice]
     why_not: str
@@ -213,7 +212,6 @@ class _Audit:
             heads=lines,
             model=heads.over_all(lines) if lines else {},
             curve=list(curves.table(curve)) if curve else [],
-            dense_loss=None if self._encoder or not curve else self._reading.dense_loss(),
             target=self._target,
             advised=self._advised,
             why_not=self._why_not,

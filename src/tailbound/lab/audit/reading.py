@@ -31,12 +31,14 @@ class Errors(NamedTuple):
         kl: of the dense distribution from the other one, in nats; NaN for an encoder.
         agrees: 1.0 where the likeliest token is the dense one's; NaN for an encoder.
         loss: minus the log probability of the token that follows, in nats; NaN for the last one and for an encoder.
+        dense_loss: the same of exact attention.
     """
 
     tv: Tensor
     kl: Tensor
     agrees: Tensor
     loss: Tensor
+    dense_loss: Tensor
 
 
 class Decoder:
@@ -80,12 +82,6 @@ class Decoder:
             self._dense = self._exactly()
         return errors_of(self._under(policy), self._dense, self.last)
 
-    def dense_loss(self) -> float:
-        """Mean loss of exact attention over the last positions, in nats."""
-        if self._dense is None:
-            self._dense = self._exactly()
-        return float(_loss(self._dense, self.last).nanmean())
-
     def damage(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """A random scalar, whose squared derivative along a change is twice the KL it does, on average."""
         chances = logits.double().log_softmax(-1)
@@ -128,11 +124,7 @@ class Encoder:
                 self._dense = self.answer(exact)
             moved = (self.answer(policy).double() - self._dense.double()).norm(dim=-1)
         distance = moved / self._dense.double().norm(dim=-1)
-        return Errors(distance, *[torch.full_like(distance, torch.nan)] * 3)
-
-    def dense_loss(self) -> float:
-        """An encoder has none."""
-        return float("nan")
+        return Errors(distance, *[torch.full_like(distance, torch.nan)] * 4)
 
     def damage(self, states: Tensor, generator: torch.Generator) -> Tensor:
         """A random scalar, whose squared derivative along a change is its relative squared distance, on average."""
@@ -209,6 +201,7 @@ def errors_of(logits: Tensor, dense: Tensor, tokens: Tensor) -> Errors:
         _kl(dense, logits),
         (logits.argmax(-1) == dense.argmax(-1)).double(),
         _loss(logits, tokens),
+        _loss(dense, tokens),
     )
 
 

@@ -137,8 +137,9 @@ def _curve(result: Result) -> RenderableType:
             if line["epsilon"] == epsilon:
                 rows.append(_line(line, encoder))
     caption = "Policies read as many keys as ours at the same epsilon; bytes are over dense attention's"
-    if result.dense_loss is not None:
-        caption += f". Loss of exact attention: {result.dense_loss:.4f} nats"
+    dense = result.curve[0]["dense_loss"]
+    if dense is not None:
+        caption += f". Loss of exact attention: {dense:.4f} nats"
     return tables.figures("Answers of the model against budgets and policies", columns, rows, caption)
 
 
