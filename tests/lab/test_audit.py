@@ -20,7 +20,7 @@ from families import NAMED
 from llamas import llama
 from tailbound.hf import Budget
 from tailbound.lab import models, rows, text, truth
-from tailbound.lab.audit import advise, columns, curves, job, policies, reading, sensitivity
+from tailbound.lab.audit import advise, columns, curves, job, policies, reading, sensitivity, verifying
 from tailbound.lab.errors import InputError
 from tailbound.lab.reproduce import job as reproduction
 from tailbound.lab.reproduce import models_run
@@ -181,11 +181,9 @@ def test_policies_answer_and_count_what_they_read(name):
 
 def test_a_run_of_the_last_positions_is_a_run_step_by_step(smollm, tokens):
     """Truncating them together gives what decoding under `certify` gives one by one."""
-    from tailbound.lab.audit import verifying
-
     read = reading.Decoder(smollm, tokens[:, :300], 12)
     together = read.errors(policies.Certified(0.05))
-    singly, _, fallbacks = verifying._steps(read, Budget(0.05), lambda: None)
+    [(singly, _, fallbacks)] = verifying.steps(read, [Budget(0.05)], lambda: None)
     assert fallbacks == 0
     # Intervals of a page that the text has not filled yet differ, and so do a few kept keys.
     np.testing.assert_allclose(together.tv, singly.tv, atol=0.02)

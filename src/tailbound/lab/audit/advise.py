@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from tailbound.hf import Budget
 from tailbound.lab import needs
@@ -175,27 +176,27 @@ class Table(NamedTuple):
         return Budget(default, {}, heads)
 
 
-def by_head(reading: Reading, table: Table, target: Target, tick: Callable[[], None]) -> Candidate | None:
+def by_head(readings: Sequence[Reading], table: Table, target: Target, tick: Callable[[], None]) -> Candidate | None:
     """The budget by head that meets the target with the fewest keys; None if not even the smallest meets it."""
 
     def of(damage: float) -> tuple[Budget, float]:
         return table.within(damage)
 
     start = target.limit**2 if target.measure in ("next-token-tv", "hidden-distance") else target.limit
-    return _largest(reading, target, of, start if target.measure != "agreement" else 1e-3, tick)
+    return _largest(readings, target, of, start if target.measure != "agreement" else 1e-3, tick)
 
 
-def uniform(reading: Reading, target: Target, tick: Callable[[], None]) -> Candidate | None:
+def uniform(readings: Sequence[Reading], target: Target, tick: Callable[[], None]) -> Candidate | None:
     """The largest single budget that meets the target."""
 
     def of(epsilon: float) -> tuple[Budget, None]:
         return Budget(float(f"{min(epsilon, 0.5):.3g}")), None
 
-    return _largest(reading, target, of, 0.01, tick)
+    return _largest(readings, target, of, 0.01, tick)
 
 
 def _largest(
-    reading: Reading,
+    readings: Sequence[Reading],
     target: Target,
     of: Callable[[float], tuple[Budget, float | None]],
     start: float,
@@ -207,7 +208,8 @@ def _largest(
     for _ in range(MOST):
         budget, damage = of(at)
         policy = Certified(budget)
-        errors = reading.errors(policy)
+        runs = [reading.errors(policy) for reading in readings]
+        errors = Errors(*(torch.cat(parts) for parts in zip(*runs, strict=True)))
         tick()
         if target.reached(errors, sure=True):
             low, best = at, Candidate(budget, damage, errors, policy)

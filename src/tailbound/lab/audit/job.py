@@ -61,11 +61,12 @@ class Pieces(NamedTuple):
     """Tokens (1, n): of what is measured, of what budgets are tried on, and of the half that is held out, if any.
 
     A budget that is made from the rows of some positions does better on them than on others, so it is tried on others:
-    of a decoder on the positions before those that were measured, of an encoder on another window.
+    of a decoder on the positions before those that were measured and on those in the middle, of an encoder on two other
+    windows.
     """
 
     measured: Tensor
-    tuned: Tensor
+    tuned: tuple[Tensor, ...]
     held_out: Tensor | None
 
 
@@ -257,7 +258,7 @@ class _Audit:
             least = 2 * self._context
             self._why_not = f"the text has fewer than {least} tokens, so no half of it can be held out"
             return
-        tuned = self._read(self._pieces.tuned)
+        tuned = [self._read(piece) for piece in self._pieces.tuned]
         table = advise.Table.of(self._store.read(ROWS))
         with self._progress.task(f"looking for {target}", None) as tick:
             found = {
@@ -271,10 +272,10 @@ class _Audit:
         reading = self._read(self._pieces.held_out)
         ordered = sorted(candidates.items(), key=lambda item: item[1].policy.bytes_share)
         with self._progress.task("verifying on text not seen", None) as tick:
-            self._advised = [
-                Advice(kind, candidate, verifying.verify(reading, candidate.budget, target, tick))
-                for kind, candidate in ordered
-            ]
+            held = verifying.verify(reading, [candidate.budget for _, candidate in ordered], target, tick)
+        self._advised = [
+            Advice(kind, candidate, verified) for (kind, candidate), verified in zip(ordered, held, strict=True)
+        ]
 
     def _read(self, ids: Tensor) -> Reading:
         return (Encoder if self._encoder else Decoder)(self._model, ids, self._options.queries)
@@ -284,14 +285,16 @@ class _Audit:
         if queries > n // 3:
             raise InputError(f"--queries {queries}: at most a third of {n} tokens")
         if self._encoder:
-            return Pieces(*text.windows(tokenizer, document, 3, n, title).split(1))
+            first, *tuned, last = text.windows(tokenizer, document, 4, n, title).split(1)
+            return Pieces(first, tuple(tuned), last)
         try:
             ids = text.first_tokens(tokenizer, document, 2 * n if advice else n, title)
         except InputError:
             if not advice or self._options.target is not None:
                 raise
             ids = text.first_tokens(tokenizer, document, n, title)
-        return Pieces(ids[:, :n], ids[:, : n - queries], ids[:, n:] if ids.shape[1] == 2 * n else None)
+        tuned = ids[:, : n - queries], ids[:, : n // 2 + queries // 2]
+        return Pieces(ids[:, :n], tuned, ids[:, n:] if ids.shape[1] == 2 * n else None)
 
     def _settings(self) -> dict[str, Any]:
         options = self._options
