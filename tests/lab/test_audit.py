@@ -297,9 +297,8 @@ def test_it_is_stopped_and_goes_on(small, audited, tmp_path):
     refused = command("audit", *small, "--out", str(tmp_path), *ASKED)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "--resume goes on" in refused.stderr
-    other = command("audit", *small, "--out", str(tmp_path), *ASKED, "--seed", "1", "--resume")
-    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
-    assert "seed" in other.stderr
+    with pytest.raises(InputError, match="seed"):
+        job.run(job.Options(tmp_path, small[1], context=400, queries=8, seed=1, resume=True), Quiet())
 
     first, second = sorted(tmp_path.glob("parts/rows/*.parquet"))[:2]
     whole = first.read_bytes()
@@ -342,7 +341,7 @@ def test_a_full_disk_loses_no_layer(small, tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_what_cannot_be_audited_is_one_line(small, tmp_path):
+def test_what_cannot_be_audited_is_said(small, tmp_path):
     tokenizer = models.Source("smollm2").tokenizer()
     mamba = tmp_path / "mamba"
     MambaForCausalLM(MambaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2)).save_pretrained(
@@ -355,24 +354,24 @@ def test_what_cannot_be_audited_is_one_line(small, tmp_path):
     (tmp_path / "broken" / "config.json").write_text("{")
     short = tmp_path / "short.txt"
     short.write_text("word " * 200)
-    out = ["--out", str(tmp_path / "out")]
-    for arguments, words in (
-        (["--model", str(mamba)], "has no attention to audit"),
-        (["--model", str(tmp_path / "t5")], "neither a decoder nor an encoder"),
-        (["--model", str(tmp_path / "broken")], "cannot load the model"),
-        (["--text", str(short), "--context", "400"], "fewer than the context of 400"),
-        (["--text", str(short), "--context", "160", "--target", "kl=0.01"], "fewer than the context of 320"),
-        (["--context", "9000"], "was made for 2048 positions"),
-        (["--context", "20"], "at least 36"),
-        (["--queries", "150"], "at most a third"),
-        (["--target", "speed=2"], "give one of"),
-        (["--resume", "--fresh"], "give one of them"),
-        (["--out", str(short)], "cannot write"),
+    asked = job.Options(tmp_path / "out", small[1], context=400, queries=8)
+    for changes, words in (
+        ({"model": str(mamba)}, "has no attention to audit"),
+        ({"model": str(tmp_path / "t5")}, "neither a decoder nor an encoder"),
+        ({"model": str(tmp_path / "broken")}, "cannot load the model"),
+        ({"text": short}, "fewer than the context of 400"),
+        ({"text": short, "context": 160, "target": "kl=0.01"}, "fewer than the context of 320"),
+        ({"context": 9000}, "was made for 2048 positions"),
+        ({"context": 20}, "at least 36"),
+        ({"queries": 150}, "at most a third"),
+        ({"target": "speed=2"}, "give one of"),
+        ({"resume": True, "fresh": True}, "give one of them"),
+        ({"out": short}, "cannot write"),
     ):
-        shown = command("audit", *small, *out, *ASKED, *arguments)
-        assert shown.returncode == 2, (arguments, shown.stdout)
-        assert words in shown.stderr
-        assert shown.stderr.count("\n") == 1
+        with pytest.raises(InputError, match=words):
+            job.run(asked._replace(**changes), Quiet())
+    shown = command("audit", "--model", str(mamba), "--out", str(tmp_path / "out"), *ASKED)
+    assert (shown.returncode, shown.stderr.count("\n")) == (2, 1)
 
 
 def test_a_text_too_short_for_a_held_out_half_is_measured_all_the_same(small, tmp_path):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tailbound.lab.audit.columns import EPSILONS
+from tailbound.lab import needs
+from tailbound.lab.audit.columns import EPSILONS, GRID
 from tailbound.lab.audit.policies import Certified, Pages, Policy, Recent, TopK, TopMass
 from tailbound.lab.audit.reading import Errors, Reading
 from tailbound.lab.rows import Rows
@@ -33,8 +34,12 @@ def count(reading: Reading) -> int:
     return len(EPSILONS) * len(ENCODER if reading.encoder else DECODER)
 
 
-def run(reading: Reading, rows: Rows, advance: Callable[[], None]) -> None:
-    """Every budget of ours, then each policy with as many keys as ours read; what is there is not run again."""
+def run(reading: Reading, rows: Rows, needed: Mapping[str, np.ndarray], advance: Callable[[], None]) -> None:
+    """Every budget of ours, then each policy with as many keys as ours read; what is there is not run again.
+
+    Args:
+        needed: the columns of `columns.measure`, of all layers.
+    """
     for epsilon in EPSILONS:
         part = _part(OURS, epsilon)
         if not rows.has(KIND, part):
@@ -45,7 +50,7 @@ def run(reading: Reading, rows: Rows, advance: Callable[[], None]) -> None:
         for name in (ENCODER if reading.encoder else DECODER)[1:]:
             part = _part(name, epsilon)
             if not rows.has(KIND, part):
-                policy, errors = _equal(reading, name, share, epsilon)
+                policy, errors = _equal(reading, name, share, needed)
                 rows.add(KIND, part, _columns(name, epsilon, reading, policy, errors))
             advance()
 
@@ -87,12 +92,14 @@ def of_run(policy: Policy, errors: Errors) -> dict[str, np.ndarray]:
     return found | {name: np.full(size, value) for name, value in figures.items()}
 
 
-def _equal(reading: Reading, name: str, share: float, epsilon: float) -> tuple[Policy, Errors]:
+def _equal(reading: Reading, name: str, share: float, needed: Mapping[str, np.ndarray]) -> tuple[Policy, Errors]:
     """A policy that reads a share of the keys. For top-p the mass is moved until it does."""
     if name != TRUNCATED:
         policy = {FIXED: TopK, WINDOW: Recent, QUEST: Pages}[name](share)
         return policy, reading.errors(policy)
-    mass, policy = epsilon, TopMass(epsilon)
+    shares = [float((needed[needs.k_name(mass)] / needed["visible"]).mean()) for mass in GRID[1:]]
+    mass = math.exp(np.interp(-math.log(share), -np.log(shares), np.log(GRID[1:])))
+    policy = TopMass(mass)
     errors = reading.errors(policy)
     for _ in range(5):
         if abs(policy.share / share - 1) <= CLOSE:

@@ -189,7 +189,7 @@ class _Audit:
         """All of it; each part is on disk when it is done."""
         self._measure()
         with self._progress.task("budgets and policies", curves.count(self._reading)) as advance:
-            curves.run(self._reading, self._store, advance)
+            curves.run(self._reading, self._store, self._store.read(ROWS), advance)
         if self._target is not None:
             self._advise(self._target)
 

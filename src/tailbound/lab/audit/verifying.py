@@ -18,7 +18,7 @@ from tailbound.lab.audit.reading import Decoder, Errors, Reading, errors_of
 
 
 class Run(NamedTuple):
-    """Errors of a budget, how many times faster a step is, and fallbacks; the last two None where nothing is decoded."""
+    """Errors of a budget, how many times faster a step is, and fallbacks; the last two None if nothing is decoded."""
 
     errors: Errors
     speed: timing.Ratio | None
