@@ -374,6 +374,16 @@ def test_what_cannot_be_audited_is_said(small, tmp_path):
     assert (shown.returncode, shown.stderr.count("\n")) == (2, 1)
 
 
+def test_beginning_again_leaves_nothing_of_before(small, tmp_path):
+    (tmp_path / "budget.json").write_text("{}")
+    with pytest.raises(InputError, match="a third"):
+        job.run(job.Options(tmp_path, small[1], context=400, queries=200, fresh=True), Quiet())
+    assert (tmp_path / "budget.json").exists()  # nothing was begun
+    result = job.run(job.Options(tmp_path, small[1], context=64, queries=4, target="none", fresh=True), Quiet())
+    assert result.complete
+    assert not (tmp_path / "budget.json").exists()
+
+
 def test_a_text_too_short_for_a_held_out_half_is_measured_all_the_same(small, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("The word is " * 200)

@@ -29,6 +29,7 @@ from tailbound.lab.rows import Rows
 
 SCHEMA = "tailbound.audit/1"
 ROWS = "rows"
+FIGURES, EVERY_ROW, BUDGET = FILES = "audit.json", "audit.parquet", "budget.json"
 DRAWS = 8
 """Gradients drawn for the damage of errors."""
 
@@ -94,7 +95,8 @@ class Result(NamedTuple):
     """What was found.
 
     Attributes:
-        layers_done, layers: fewer where the run was interrupted.
+        complete: whether nothing is missing: the run was not interrupted.
+        layers_done, layers: how many were measured, and how many there are.
         heads: a line for each head. curve: a line for each policy and budget.
         advised: the budgets that meet the target, the one to take first; empty without a target, or if none does.
         why_not: why nothing is advised.
@@ -102,6 +104,7 @@ class Result(NamedTuple):
 
     options: dict[str, Any]
     notes: dict[str, Any]
+    complete: bool
     layers_done: int
     layers: int
     heads: list[dict[str, Any]]
@@ -114,11 +117,6 @@ class Result(NamedTuple):
     peak_bytes: int
     written: list[Path]
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is missing."""
-        return self.layers_done == self.layers and bool(self.curve)
-
     def as_json(self) -> dict[str, Any]:
         """What `audit.json` holds and `--json` prints."""
         found = self._asdict()
@@ -129,7 +127,6 @@ class Result(NamedTuple):
             "settings": self.options,
             **self.notes,
             **found,
-            "complete": self.complete,
             "target": None if self.target is None else str(self.target),
             "advised": [advice.as_json() for advice in self.advised],
             "written": [str(path) for path in self.written],
@@ -175,6 +172,9 @@ class _Audit:
         self._target = Target.choose(options.target, kind.encoder)
         self._pieces = self._read_text(tokenizer, document, title)
         self._store = Rows(options.out / "parts", self._settings(), self._notes(title), options.fresh)
+        if options.fresh:  # they would speak of other rows than are there
+            for name in FILES:
+                (options.out / name).unlink(missing_ok=True)
         if not (options.resume or options.fresh) and any(self._store.place.glob("*/*.parquet")):
             raise InputError(
                 f"{options.out} holds an audit of the same settings: --resume goes on with it, --fresh begins again"
@@ -184,6 +184,7 @@ class _Audit:
         self._reading = self._read(self._pieces.measured)
         self._advised: list[Advice] = []
         self._why_not = "none was asked for"
+        self._complete = False
 
     def work(self) -> None:
         """All of it; each part is on disk when it is done."""
@@ -192,6 +193,7 @@ class _Audit:
             curves.run(self._reading, self._store, self._store.read(ROWS), advance)
         if self._target is not None:
             self._advise(self._target)
+        self._complete = True
 
     def result(self) -> Result:
         """Of what there is; writes the files."""
@@ -199,15 +201,16 @@ class _Audit:
         measured = self._store.read(ROWS) if done else {}
         curve = self._store.read(curves.KIND) if any(self._store.place.glob(f"{curves.KIND}/*.parquet")) else {}
         out = self._options.out
-        written = [out / "audit.json"]
+        written = [out / FIGURES]
         if measured:
-            written.append(out / "audit.parquet")
+            written.append(out / EVERY_ROW)
         if self._advised:
-            written.append(out / "budget.json")
+            written.append(out / BUDGET)
         lines = list(heads.table(measured)) if measured else []
         found = Result(
             options=self._store.settings,
             notes=self._store.notes,
+            complete=self._complete,
             layers_done=len(done),
             layers=self._reading.layers,
             heads=lines,
@@ -221,14 +224,12 @@ class _Audit:
             written=written,
         )
         if measured:
-            rows.write_table(
-                out / "audit.parquet", measured, {"tailbound": json.dumps({"schema": SCHEMA} | found.options)}
-            )
+            rows.write_table(out / EVERY_ROW, measured, {"tailbound": json.dumps({"schema": SCHEMA} | found.options)})
         if self._advised:
             budget = self._advised[0].candidate.budget.to_json() + "\n"
-            rows.whole(out / "budget.json", lambda path: path.write_text(budget, encoding="utf-8"))
+            rows.whole(out / BUDGET, lambda path: path.write_text(budget, encoding="utf-8"))
         document = json.dumps(found.as_json(), indent=1) + "\n"
-        rows.whole(out / "audit.json", lambda path: path.write_text(document, encoding="utf-8"))
+        rows.whole(out / FIGURES, lambda path: path.write_text(document, encoding="utf-8"))
         return found
 
     def _measure(self) -> None:

@@ -41,7 +41,8 @@ def verdict(result: Result) -> str:
         f"keys and {model['flat_heads']} more than half; the mean is {model[f'share_{AT:g}']:.1%}."
     )
     if not result.complete:
-        return f"{words} Interrupted: {result.layers_done} of {result.layers} layers are done; --resume goes on."
+        runs = f"{len(result.curve)} runs under budgets and policies"
+        return f"{words} Interrupted after {result.layers_done} of {result.layers} layers and {runs}; --resume goes on."
     if not result.advised:
         return f"{words} No budget is advised: {result.why_not}."
     best = result.advised[0]
