@@ -169,7 +169,9 @@ def verify(
 
 @app.command()
 def audit(
-    out: Annotated[Path, typer.Option(help="Folder for audit.parquet, audit.json and budget.json.")] = Path("audit"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, plots/, audit.json, audit.parquet and budget.json.")
+    ] = Path("audit"),
     model: Model = "smollm2",
     text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's language reference.")] = None,
     context: Annotated[
@@ -186,15 +188,23 @@ def audit(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the audit in the folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the audit in the folder.")] = False,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Only make report.html and plots/ again, from audit.json.")
+    ] = False,
     download: Download = False,
     seed: Seed = 0,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Measure which heads of a model are sparse, and advise a budget that meets a target on text it has not seen."""
-    from tailbound.lab.audit import job, show
+    from tailbound.lab.audit import job, report, show
     from tailbound.report.progress import Bars
 
+    if redraw:
+        _warn(report.missing(out))
+        written = [str(path) for path in report.redraw(out)]
+        _show({"written": written} if as_json else None, "written: " + ", ".join(written))
+        return
     _settle(seed, threads)
     options = job.Options(out, model, text, context, queries, target, dtype, download, seed, resume, fresh)
     try:
@@ -202,8 +212,22 @@ def audit(
     except job.InterruptedAuditError as interruption:
         result, stopped = interruption.result, True
     _show(result.as_json() if as_json else None, *show.audit(result))
+    _warn(report.missing(out))
     if stopped:
         raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another.")],
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two audits: of two models, two texts, two settings."""
+    from tailbound.lab.audit import comparison, report, show_comparison
+
+    found = comparison.compare(report.load(first), report.load(second))
+    _show(found if as_json else None, *show_comparison.compare(found))
 
 
 @app.command()
@@ -383,8 +407,12 @@ def _give_rows(room: Any, rows: Sequence[Any], output: Path | None, as_json: boo
     else:
         _show(None, *room.bench(rows))
     missing = None if output is None else room.write(output, machine.inspect(), rows)
-    if missing:
-        print(f"tailbound: {missing}", file=sys.stderr)
+    _warn([missing] if missing else [])
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"tailbound: {line}", file=sys.stderr)
 
 
 def _show(figures: dict[str, Any] | None, *renderables: Any) -> None:

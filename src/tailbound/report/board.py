@@ -158,8 +158,9 @@ def _dialog(things: Things) -> str:
     }
     return (
         '<dialog aria-labelledby="thing-title"><div class="bar"><h2 id="thing-title"></h2>'
-        '<button type="button" data-step="-1">Previous</button><button type="button" data-step="1">Next</button>'
-        '<button type="button" data-close>Close</button></div>'
+        '<button type="button" data-step="-1" aria-label="Previous">&larr;</button>'
+        '<button type="button" data-step="1" aria-label="Next">&rarr;</button>'
+        '<button type="button" data-close autofocus>Close</button></div>'
         '<div class="page"><div class="canvas" role="img"></div><dl class="facts"></dl></div></dialog>'
         + _data(document, "items")
     )
@@ -177,7 +178,7 @@ def _data(document: Any, name: str = "") -> str:
     """JSON in a script, which no text in it can end; floats to five digits."""
     text = json.dumps(_short(document), separators=(",", ":"), allow_nan=False)
     text = re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
-    return f"<script type=\"application/json\"{f' id={_quoted(name)}' if name else ''}>{text}</script>"
+    return f'<script type="application/json"{f" id={_quoted(name)}" if name else ""}>{text}</script>'
 
 
 def _short(value: Any) -> Any:

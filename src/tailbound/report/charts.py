@@ -41,11 +41,13 @@ class Axis(NamedTuple):
         """As plotly's layout has it."""
         found: dict[str, Any] = {"title": {"text": self.title}, "tickformat": self.form}
         if self.log:
-            found |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+            found |= {"type": "log", "dtick": 1, "tickformat": self.form or "~g"}
         if self.ticks:
             found |= {"tickvals": list(self.ticks), "ticktext": [f"{tick:g}" for tick in self.ticks]}
         if self.ends:
             found["range"] = list(self.ends)
+        elif not self.log:
+            found["rangemode"] = "tozero"
         return found
 
 
@@ -132,7 +134,7 @@ class Grid(NamedTuple):
 
 
 class Shades(NamedTuple):
-    """How values become colours: `ends` of the scale, `centred` where zero is the middle, and marks with their words."""
+    """Colours of values: `ends` of the scale, whether zero is `centred`, and where it is marked with which words."""
 
     title: str
     form: str = ""
@@ -163,7 +165,7 @@ def heat_map(label: str, alt: str, x_axis: str, y_axis: str, grid: Grid, shades:
         trace["zmid"] = 0
     elif shades.ends:
         trace["zmin"], trace["zmax"] = shades.ends
-    height = 190 + min(max(18 * len(grid.rows), 120), 640)
+    height = 170 + min(max(18 * len(grid.rows), 120), 640)
     layout = _layout(Axis(x_axis), Axis(y_axis), height)
     for name in ("xaxis", "yaxis"):
         layout[name] |= {"showgrid": False, "zeroline": False, "tickformat": "d"}
@@ -175,7 +177,7 @@ def _layout(x_axis: Axis, y_axis: Axis, height: int) -> dict[str, Any]:
         "xaxis": x_axis.as_json(),
         "yaxis": y_axis.as_json(),
         "height": height,
-        "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
+        "margin": {"l": 10, "r": 10, "t": 8, "b": 10},
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
     }
 

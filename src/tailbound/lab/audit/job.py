@@ -1,7 +1,7 @@
 """What `tailbound audit` does: rows layer by layer, runs under budgets and policies, a budget, and its proof by a run.
 
 The folder of `--out` has `parts/`, where each layer and each run is written when it is done, and what is made of them:
-`audit.parquet`, every row; `audit.json`, the figures; `budget.json`, what `certify` takes.
+`audit.parquet`, every row; `audit.json`, the figures; `budget.json`, what `certify` takes; `report.html` and `plots/`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tailbound.lab import machine, models, rows, text
-from tailbound.lab.audit import advise, columns, curves, heads, sensitivity, verifying
+from tailbound.lab.audit import advise, columns, curves, heads, report, sensitivity, verifying
 from tailbound.lab.audit.advise import Candidate, Target
 from tailbound.lab.audit.reading import Decoder, Encoder, Reading, check_heard
 from tailbound.lab.audit.verifying import Verified
+from tailbound.lab.audit.words import SCHEMA
 from tailbound.lab.errors import InputError
 from tailbound.lab.listening import Heard
 from tailbound.lab.progress import Progress
 from tailbound.lab.rows import Rows
 
-SCHEMA = "tailbound.audit/1"
 ROWS = "rows"
 DRAWS = 8
 """Gradients drawn for the damage of errors."""
@@ -221,6 +221,8 @@ class _Audit:
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             written=written,
         )
+        pieces = report.pieces(out, found.as_json())
+        found = found._replace(written=[*written, *(piece.file for piece in pieces)])
         if measured:
             rows.write_table(
                 out / "audit.parquet", measured, {"tailbound": json.dumps({"schema": SCHEMA} | found.options)}
@@ -230,6 +232,7 @@ class _Audit:
             rows.whole(out / "budget.json", lambda path: path.write_text(budget, encoding="utf-8"))
         document = json.dumps(found.as_json(), indent=1) + "\n"
         rows.whole(out / "audit.json", lambda path: path.write_text(document, encoding="utf-8"))
+        report.write(out, pieces)
         return found
 
     def _measure(self) -> None:

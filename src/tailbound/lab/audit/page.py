@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from tailbound.lab.audit import page_charts, words
 from tailbound.lab.audit.columns import AT, EPSILONS
-from tailbound.lab.audit.curves import OURS
 from tailbound.lab.audit.words import HEAD, Found
 from tailbound.report import board
 from tailbound.report.board import Cell, Section, Things

@@ -8,7 +8,7 @@ from typing import Any
 
 from tailbound.hf import Budget
 from tailbound.lab.audit import words
-from tailbound.lab.audit.columns import AT, EPSILONS, GRID
+from tailbound.lab.audit.columns import AT, EPSILONS
 from tailbound.lab.audit.curves import DECODER
 from tailbound.lab.audit.words import Found
 from tailbound.report.charts import Axis, Chart, Grid, Line, Points, Shades, heat_map, lines, scatter
@@ -69,7 +69,8 @@ def keys(found: Found) -> Chart:
 def head() -> Chart:
     """Keys against epsilon of one head, whose figures `of_head` gives."""
     curves = [Line(name, EPSILONS, []) for name in SHARES.values()]
-    return lines("", "Share of keys against epsilon of head KEY; figures are below.", _EPSILON, _SHARE, curves)
+    y_axis = _SHARE._replace(ends=None)
+    return lines("", "Share of keys against epsilon of head KEY; figures are below.", _EPSILON, y_axis, curves)
 
 
 def of_head(line: Found) -> list[list[float]]:
@@ -100,20 +101,33 @@ def budget_maps(found: Found) -> list[Chart]:
     """The budget of each head, for each budget that is not the same for all."""
     charts = []
     for kind, budget in budgets(found).items():
-        if not (budget.heads or budget.layers):
-            continue
-        values = sorted({words.entry(budget, line) for line in found["heads"]})
-        place = {value: float(GRID.index(value)) if value in GRID else float(at) for at, value in enumerate(values)}
-        marks = ([place[value] for value in values], [f"{value:g}" for value in values])
-
-        def of(line: Found, budget: Budget = budget, place: dict[float, float] = place) -> float:
-            return place[words.entry(budget, line)]
-
-        def say(line: Found, budget: Budget = budget) -> str:
-            return f"epsilon {words.entry(budget, line):g}"
-
-        charts.append(_grid(found, f"Budget {kind}", of, say, Shades("epsilon", marks=marks)))
+        if budget.heads or budget.layers:
+            charts.append(_map(f"Budget {kind}", *budget_grid(found, budget)))
     return charts
+
+
+def budget_grid(found: Found, budget: Budget) -> tuple[Grid, Shades]:
+    """The budget of each head, in even steps over the values that it takes."""
+    values = sorted({words.entry(budget, line) for line in found["heads"]})
+    marks = (list(range(len(values))), [f"{value:g}" for value in values])
+    cells = grid(
+        found,
+        lambda line: float(values.index(words.entry(budget, line))),
+        lambda line: f"epsilon {words.entry(budget, line):g}",
+    )
+    return cells, Shades("epsilon", marks=marks)
+
+
+def grid(found: Found, of: Callable[[Found], float | None], say: Callable[[Found], str]) -> Grid:
+    """A value for each head: layers from left to right, heads from below."""
+    lines_of = {(line["layer"], line["head"]): line for line in found["heads"]}
+    layers = sorted({layer for layer, _ in lines_of})
+    heads = sorted({head for _, head in lines_of})
+
+    def row(head: int, what: Callable[[Found], Any], other: Any) -> list[Any]:
+        return [what(lines_of[layer, head]) if (layer, head) in lines_of else other for layer in layers]
+
+    return Grid(heads, layers, [row(head, of, None) for head in heads], [row(head, say, "") for head in heads])
 
 
 def _shares(found: Found, kind: str, epsilon: float, label: str) -> Chart:
@@ -129,7 +143,7 @@ def _heat(found: Found, label: str, of: Callable[[Found], float | None], form: s
         value = of(line)
         return "not measured" if value is None else format(value, form)
 
-    return _grid(found, label, of, say, shades)
+    return _map(label, grid(found, of, say), shades)
 
 
 def _logarithmic(found: Found, label: str, name: str, form: str) -> Chart:
@@ -145,28 +159,20 @@ def _logarithmic(found: Found, label: str, name: str, form: str) -> Chart:
     def say(line: Found) -> str:
         return format(line[name], form) if line[name] else "not measured"
 
-    return _grid(found, label, of, say, shades)
+    return _map(label, grid(found, of, say), shades)
 
 
-def _grid(
-    found: Found, label: str, of: Callable[[Found], float | None], say: Callable[[Found], str], shades: Shades
-) -> Chart:
-    """Layers from left to right, heads from below."""
-    lines_of = {(line["layer"], line["head"]): line for line in found["heads"]}
-    layers = sorted({layer for layer, _ in lines_of})
-    heads = sorted({head for _, head in lines_of})
-
-    def row(head: int, what: Callable[[Found], Any], other: Any) -> list[Any]:
-        return [what(lines_of[layer, head]) if (layer, head) in lines_of else other for layer in layers]
-
-    values = [row(head, of, None) for head in heads]
-    grid = Grid(heads, layers, values, [row(head, say, "") for head in heads])
-    ranked = sorted((line for line in lines_of.values() if of(line) is not None), key=lambda line: of(line) or 0.0)
-    alt = f"Heat map of {len(layers)} layers by {len(heads)} heads: {label}."
+def _map(label: str, cells: Grid, shades: Shades) -> Chart:
+    alt = f"Heat map of {len(cells.columns)} layers by {len(cells.rows)} heads: {label}."
+    ranked = sorted(
+        (value, f"head {layer}.{head}, {said}")
+        for head, values, sayings in zip(cells.rows, cells.values, cells.words, strict=True)
+        for layer, value, said in zip(cells.columns, values, sayings, strict=True)
+        if value is not None
+    )
     if ranked:
-        low, high = ranked[0], ranked[-1]
-        alt += f" Lowest: head {words.key(low)}, {say(low)}. Highest: head {words.key(high)}, {say(high)}."
-    return heat_map(label, alt, "layer", "head", grid, shades)
+        alt += f" Lowest: {ranked[0][1]}. Highest: {ranked[-1][1]}."
+    return heat_map(label, alt, "layer", "head", cells, shades)
 
 
 def _rule(found: Found, epsilon: float) -> Chart:
@@ -179,7 +185,9 @@ def _rule(found: Found, epsilon: float) -> Chart:
         f"Share of keys at epsilon {epsilon:g}, measured against the Gaussian rule, one point a head: {less} of "
         f"{len(heads)} heads need fewer keys than the rule says."
     )
-    points = Points(rule, measured, [words.key(line) for line in heads], said, [line["layer"] for line in heads], "layer")
+    points = Points(
+        rule, measured, [words.key(line) for line in heads], said, [line["layer"] for line in heads], "layer"
+    )
     x_axis = Axis("share of keys, Gaussian rule", form=".0%")
     return scatter(f"epsilon {epsilon:g}", alt, x_axis, Axis("share of keys, measured", form=".0%"), points)
 

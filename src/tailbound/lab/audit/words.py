@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from tailbound.hf import Budget
 from tailbound.lab.audit.columns import AT
 
+SCHEMA = "tailbound.audit/1"
+"""Of `audit.json`."""
+
 Found = Mapping[str, Any]
 """An audit, as `audit.json` has it."""
 
