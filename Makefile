@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat check fuzz controls sanitize bench docs wheel clean
+.PHONY: setup demo test test-compat browser check fuzz controls sanitize bench docs wheel clean
 
 setup: $(READY)
 
@@ -32,6 +32,11 @@ COMPAT ?= 5.20.0 5.24.0
 
 test-compat:
 	scripts/compat.sh $(PYTHON) $(COMPAT)
+
+# What the test of an audit's page needs, which is skipped without: Debian's Chromium, and playwright, which drives it.
+browser: setup
+	scripts/chromium.sh
+	$(BIN)/pip install -q -c constraints/dev.txt playwright
 
 check: setup
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def _first(found: Found) -> Iterator[tuple[str, str]]:
         if held["speed"] is not None:
             yield "a decode step under it, times as fast", f"{held['speed']['median']:.2f}"
         limit = found["target"].rpartition("=")[2]
-        yield f"{words.distance(found)} on text not seen; the target is {limit}", f"{held['value']:.4f}"
+        yield f"{words.distance(found)} on text not seen; the target is {limit}", f"{held['value']:.3g}"
 
 
 def _things(found: Found) -> Things:
@@ -108,11 +108,11 @@ def _curve(found: Found) -> str:
         yield Cell(f"{line['epsilon']:g}")
         yield Cell(f"{line['share']:.1%}")
         yield Cell(f"{line['bytes_share']:.2f}")
-        yield Cell(f"{line['tv_mean']:.4f}")
-        for name, form in (("tv_standard_error", ".4f"), ("tv_max", ".3f")):
+        yield Cell(f"{line['tv_mean']:.3g}")
+        for name, form in (("tv_standard_error", ".2g"), ("tv_max", ".3g")):
             yield Cell(_figure(line[name], form))
         if not found["encoder"]:
-            for name, form in (("kl_mean", ".5f"), ("agreement", ".1%"), ("loss", ".4f")):
+            for name, form in (("kl_mean", ".3g"), ("agreement", ".1%"), ("loss", ".4f")):
                 yield Cell(_figure(line[name], form))
 
     dense = found["dense_loss"]
@@ -142,7 +142,7 @@ def _advice(found: Found, things: Things | None) -> str:
                     Cell(where),
                     Cell(f"{figures['share']:.1%}"),
                     Cell(f"{figures['bytes_share']:.3f}"),
-                    Cell(f"{figures['tv_mean']:.4f}"),
+                    Cell(f"{figures['tv_mean']:.3g}"),
                     Cell(last[1]),
                     Cell(last[0]),
                 ]

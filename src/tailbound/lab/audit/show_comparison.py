@@ -9,18 +9,15 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tailbound.lab.audit.columns import AT
+from tailbound.lab.audit.curves import OURS
 from tailbound.lab.audit.words import HEAD
 from tailbound.report import tables
 
 MOST = 10
 """Heads shown; `--json` has all."""
 
-MODEL = (
-    "sparse_heads",
-    "flat_heads",
-    *(f"share_{epsilon}" for epsilon in ("0.001", "0.01", "0.05", "0.1")),
-    "rule_0.01",
-)
+SHARES = tuple(f"share_{epsilon}" for epsilon in ("0.001", "0.01", "0.05", "0.1"))
+MODEL = ("sparse_heads", "flat_heads", *SHARES)
 """Figures of the model that stand first."""
 
 
@@ -63,14 +60,15 @@ def _curves(found: dict[str, Any]) -> RenderableType:
     a, b = found["distances"]
     distance = a if a == b else "distance"
     columns = ("policy", "epsilon", "keys read, A", "B", "bytes, A", "B", f"{distance}, A", "B", "same token, A", "B")
+    figures = (("share", ".1%"), ("bytes_share", ".2f"), ("tv_mean", ".3g"), ("agreement", ".1%"))
     rows = []
-    for epsilon in dict.fromkeys(line["epsilon"] for line in found["curves"]):
-        for line in found["curves"]:
-            if line["epsilon"] == epsilon:
-                figures = (("share", ".1%"), ("bytes_share", ".2f"), ("tv_mean", ".4f"), ("agreement", ".1%"))
-                cells = [tables.figure(value, form) for name, form in figures for value in line[name]]
-                rows.append([line["policy"], f"{epsilon:g}", *cells])
-    caption = "" if a == b else f"The distance of A is {a}, and of B {b}: they do not compare"
+    for line in found["curves"]:
+        if line["policy"] == OURS or line["epsilon"] == AT:
+            cells = [tables.figure(value, form) for name, form in figures for value in line[name]]
+            rows.append([line["policy"], f"{line['epsilon']:g}", *cells])
+    caption = f"Policies at {AT:g}; --json has them at every epsilon"
+    if a != b:
+        caption += f". The distance of A is {a}, and of B {b}: they do not compare"
     return tables.figures("Answers at the same epsilon", columns, rows, caption)
 
 
@@ -86,7 +84,9 @@ def _heads(found: dict[str, Any]) -> RenderableType:
         ]
         for line in found["heads"][:MOST]
     )
-    return tables.figures(f"Heads that changed most at epsilon {AT:g}", columns, rows)
+    other = sum(None not in line["epsilon"] and len(set(line["epsilon"])) > 1 for line in found["heads"])
+    caption = f"{other} of {len(found['heads'])} heads are advised another epsilon"
+    return tables.figures(f"Heads that changed most at epsilon {AT:g}", columns, rows, caption)
 
 
 def _advised(found: dict[str, Any]) -> RenderableType:
@@ -98,7 +98,7 @@ def _advised(found: dict[str, Any]) -> RenderableType:
             line["target"],
             f"{line['share']:.1%}",
             f"{line['bytes_share']:.3f}",
-            f"{line['value']:.4f} " + ("met" if line["met"] else "missed"),
+            f"{line['value']:.3g} " + ("met" if line["met"] else "missed"),
             tables.figure(line["speed"], ".2f"),
         ]
         for line in found["advised"]
@@ -108,9 +108,7 @@ def _advised(found: dict[str, Any]) -> RenderableType:
 
 def _words(name: str) -> str:
     kind, _, epsilon = name.rpartition("_")
-    return {"share": f"Keys needed at {epsilon}", "rule": f"Gaussian rule at {epsilon}"}.get(
-        kind, name.replace("_", " ")
-    )
+    return f"Keys needed at {epsilon}" if kind == "share" else name.replace("_", " ")
 
 
 def _plain(value: object) -> str:
