@@ -10,18 +10,23 @@ from tailbound.lab.audit.columns import EPSILONS
 LAYERS, HEADS = 4, 3
 
 
-def audit(model="a model", encoder=False, layers_done=LAYERS, finished=True, target="next-token-tv=0.01", seed=0):
+def audit(
+    model="a model", encoder=False, layers_done=LAYERS, finished=True, target="next-token-tv=0.01", seed=0, varied=True
+):
     """One whose figures fall with epsilon, as they must; the rest is chance.
 
     Args:
         layers_done: fewer than `LAYERS`, or finished False: as Ctrl-C leaves it.
+        varied: whether the budget by head is not the same for all.
     """
     generator = np.random.default_rng(seed)
     lines = [_head(generator, layer, head) for layer in range(layers_done) for head in range(HEADS)]
     complete = finished and layers_done == LAYERS
     names = curves.ENCODER if encoder else curves.DECODER
     curve = [_run(generator, name, epsilon, encoder) for name in names for epsilon in EPSILONS] if complete else []
-    by_head = {"default": 0.02, "heads": {f"{layer}.{layer % HEADS}": 0.005 for layer in range(LAYERS)}}
+    by_head = {"default": 0.02}
+    if varied:
+        by_head["heads"] = {f"{layer}.{layer % HEADS}": 0.005 for layer in range(LAYERS)}
     budgets = {"by head": by_head, "uniform": {"default": 0.0123}} if complete and target else {}
     return {
         "schema": words.SCHEMA,

@@ -16,6 +16,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 STATES = {
     "whole": {},
     "no advice": {"target": None},
+    "one budget for all": {"varied": False},
     "encoder": {"encoder": True, "target": "hidden-distance=0.05"},
     "interrupted in a run": {"finished": False},
     "interrupted in a layer": {"layers_done": 2},
@@ -64,6 +65,7 @@ def test_a_page_shows_what_there_is(state):
     read = Reader(page.html(found))
     assert read.sections == SECTIONS - ABSENT.get(state, set())
     figures = [charts for charts in read.data if isinstance(charts, list)]
+    assert all(picture.name in pictures.NAMES for picture in pictures.of(found))
     for charts in figures:
         assert all(chart["alt"] and chart["data"] for chart in charts)
     for tag, attrs in read.tags:
@@ -160,8 +162,8 @@ def address(tmp_path_factory):
     return (folder / "report.html").as_uri()
 
 
-@pytest.fixture(params=["desktop, light", "phone, dark"])
-def opened(request, chromium, address):
+@pytest.fixture(scope="module", params=["desktop, light", "phone, dark"])
+def watched(request, chromium, address):
     """The page in a browser, and what it complained of or asked the network for."""
     phone = request.param.startswith("phone")
     size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 900}
@@ -171,11 +173,19 @@ def opened(request, chromium, address):
     shown.set_default_timeout(20_000)
     shown.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     shown.on("pageerror", lambda error: complaints.append(str(error)))
-    shown.on("request", lambda asked: None if asked.url == address else complaints.append(asked.url))
+    known = (address, "data:")
+    shown.on("request", lambda asked: None if asked.url.startswith(known) else complaints.append(asked.url))
     shown.goto(address)
-    yield shown
+    yield shown, complaints
     context.close()
-    assert [complaint for complaint in complaints if not complaint.startswith(("data:", "blob:"))] == []
+
+
+@pytest.fixture
+def opened(watched):
+    shown, complaints = watched
+    yield shown
+    shown.evaluate("document.querySelector('dialog').close()")
+    assert complaints == []
 
 
 def centre_of(shown, figure, x, y):
@@ -241,6 +251,7 @@ def test_the_table_sorts(opened):
 
 
 def test_the_keyboard_reaches_everything(opened):
+    opened.reload()
     wanted = opened.evaluate(
         """() => [...document.querySelectorAll("a[href], button, select, summary, [tabindex='0']")]
           .filter((part) => part.checkVisibility()).map((part, at) => { part.dataset.stop = at; return at; })"""

@@ -147,9 +147,11 @@ def _advice(found: Found, things: Things | None) -> str:
                     Cell(last[0]),
                 ]
 
+    text = board.paragraph(text) + board.table(columns, rows(), "Advised budgets")
     charts = page_charts.budget_maps(found)
-    chart = board.figure("budget", charts, "Epsilon by head: heads that bear errors have more.", things)
-    return board.paragraph(text) + board.table(columns, rows(), "Advised budgets") + chart
+    if not charts:
+        return text
+    return text + board.figure("budget", charts, "Epsilon by head: heads that bear errors have more.", things)
 
 
 def _table(found: Found, things: Things) -> Section:

@@ -101,9 +101,14 @@ def budget_maps(found: Found) -> list[Chart]:
     """The budget of each head, for each budget that is not the same for all."""
     charts = []
     for kind, budget in budgets(found).items():
-        if budget.heads or budget.layers:
+        if varies(budget):
             charts.append(_map(f"Budget {kind}", *budget_grid(found, budget)))
     return charts
+
+
+def varies(budget: Budget) -> bool:
+    """Whether heads have budgets of their own."""
+    return bool(budget.heads or budget.layers)
 
 
 def budget_grid(found: Found, budget: Budget) -> tuple[Grid, Shades]:

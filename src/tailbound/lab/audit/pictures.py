@@ -49,8 +49,8 @@ def of(found: Found) -> Iterator[Picture]:
     if found["curve"]:
         panels = [_answers(found, "epsilon", "epsilon"), _answers(found, "bytes_share", "bytes over dense attention's")]
         yield Picture("answers", partial(plots.curves, title=title, panels=panels))
-    if found["advised"]:
-        kind, budget = next(iter(page_charts.budgets(found).items()))
+    kind, budget = next(iter(page_charts.budgets(found).items()), ("", None))
+    if budget is not None and page_charts.varies(budget):
         cells, shades = page_charts.budget_grid(found, budget)
         yield Picture(
             "budget",
