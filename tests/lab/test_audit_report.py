@@ -142,7 +142,7 @@ def executable():
 
 @pytest.fixture(scope="module")
 def chromium():
-    driver = pytest.importorskip("playwright.sync_api", reason="no playwright; `make browser` installs it")
+    driver = pytest.importorskip("playwright.sync_api", reason="no playwright; `make setup` installs it")
     path = executable()
     if path is None:
         pytest.skip("no Chromium; `make browser` installs one on Debian")
