@@ -52,13 +52,12 @@ class Axis(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line with a mark at each point, and errors of y if there are any; plain lines have no marks."""
+    """A line with a mark at each point, and errors of y if there are any."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float | None]
     errors: Sequence[float | None] | None = None
-    plain: bool = False
 
 
 def lines(label: str, alt: str, x_axis: Axis, y_axis: Axis, curves: Sequence[Line]) -> Chart:
@@ -68,7 +67,7 @@ def lines(label: str, alt: str, x_axis: Axis, y_axis: Axis, curves: Sequence[Lin
         style = number % len(PALETTE)
         trace: dict[str, Any] = {
             "type": "scatter",
-            "mode": "lines" if curve.plain else "lines+markers",
+            "mode": "lines+markers",
             "name": curve.label,
             "x": list(curve.x),
             "y": list(curve.y),
