@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat check fuzz controls sanitize bench docs wheel clean
+.PHONY: setup demo test test-compat browser check fuzz controls sanitize bench docs wheel clean
 
 setup: $(READY)
 
@@ -32,6 +32,10 @@ COMPAT ?= 5.20.0 5.24.0
 
 test-compat:
 	scripts/compat.sh $(PYTHON) $(COMPAT)
+
+# A Chromium, without which the tests that open an audit's page are skipped.
+browser:
+	scripts/chromium.sh
 
 check: setup
 	$(BIN)/ruff check .

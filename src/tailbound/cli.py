@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from tailbound.lab import terminal
 from tailbound.lab.errors import InputError
-
-Value = TypeVar("Value")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +54,7 @@ def demo(
 
     _settle(seed, threads)
     result = job.run(job.Options(model, text, context, tokens, epsilon, dtype, download), Bars())
-    _show(result.as_json() if as_json else None, *show.demo(result))
+    terminal.show(result.as_json() if as_json else None, *show.demo(result))
     if result.violations:
         raise typer.Exit(1)
 
@@ -69,7 +66,7 @@ def doctor(seed: Seed = 0, threads: Threads = 0, as_json: Json = False) -> None:
 
     _settle(seed, threads)
     found = machine.inspect()
-    _show(found.as_json() if as_json else None, show.doctor(found))
+    terminal.show(found.as_json() if as_json else None, show.doctor(found))
 
 
 @app.command()
@@ -95,7 +92,7 @@ def capture(
 
     _settle(seed, threads)
     found = job.capture(job.Options(output, model, text, context, queries, dtype, download), Bars())
-    _show(found.as_json() if as_json else None, show.capture(found))
+    terminal.show(found.as_json() if as_json else None, show.capture(found))
 
 
 @app.command()
@@ -127,7 +124,7 @@ def generate(
     result = job.run(options, texts, Bars(), stream=not as_json, against_dense=against_dense)
     if not as_json:
         print()
-    _show(result.as_json() if as_json else None, show.generate(result))
+    terminal.show(result.as_json() if as_json else None, show.generate(result))
     if result.broken:
         raise typer.Exit(1)
 
@@ -155,21 +152,26 @@ def verify(
     if model is None:
         raise InputError("verify checks a model: name one with --model (smollm2, a GGUF file, a folder, or a hub name)")
     _settle(seed, threads)
-    asked = {"epsilons": _list("--epsilon", epsilon, float), "dtypes": _list("--dtypes", dtypes, str)}
+    asked = {
+        "epsilons": terminal.values("--epsilon", epsilon, float),
+        "dtypes": terminal.values("--dtypes", dtypes, str),
+    }
     given: dict[str, Any] = {name: values for name, values in asked.items() if values}
     rows = job.run(job.Options(model, text, context, tokens, download=download, seed=seed, **given), Bars())
     if as_json:
         for row in rows:
             print(json.dumps(row.as_json()))
     else:
-        _show(None, *show_verify.verify(rows))
+        terminal.show(None, *show_verify.verify(rows))
     if any(row.broken for row in rows):
         raise typer.Exit(1)
 
 
 @app.command()
 def audit(
-    out: Annotated[Path, typer.Option(help="Folder for audit.parquet, audit.json and budget.json.")] = Path("audit"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, plots/, audit.json, audit.parquet and budget.json.")
+    ] = Path("audit"),
     model: Model = "smollm2",
     text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's language reference.")] = None,
     context: Annotated[
@@ -186,24 +188,46 @@ def audit(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the audit in the folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the audit in the folder.")] = False,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Only make report.html and plots/ again, from audit.json.")
+    ] = False,
     download: Download = False,
     seed: Seed = 0,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Measure which heads of a model are sparse, and advise a budget that meets a target on text it has not seen."""
-    from tailbound.lab.audit import job, show
+    from tailbound.lab.audit import job, report, show
     from tailbound.report.progress import Bars
 
+    if redraw:
+        terminal.warn(report.missing(out))
+        written = [str(path) for path in report.redraw(out)]
+        terminal.show({"written": written} if as_json else None, "written: " + ", ".join(written))
+        return
     _settle(seed, threads)
     options = job.Options(out, model, text, context, queries, target, dtype, download, seed, resume, fresh)
     try:
         result, stopped = job.run(options, Bars()), False
     except job.InterruptedAuditError as interruption:
         result, stopped = interruption.result, True
-    _show(result.as_json() if as_json else None, *show.audit(result))
+    terminal.show(result.as_json() if as_json else None, *show.audit(result))
+    terminal.warn(report.missing(out))
     if stopped:
         raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another.")],
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two audits: of two models, two texts, two settings."""
+    from tailbound.lab.audit import comparison, report, show_comparison
+
+    found = comparison.compare(report.load(first), report.load(second))
+    terminal.show(found if as_json else None, *show_comparison.compare(found))
 
 
 @app.command()
@@ -233,7 +257,7 @@ def reproduce(
     contexts = tuple(dict.fromkeys(context or (2048,)))
     options = job.Options(parts, out, model, text, contexts, download, seed, fresh)
     result = job.run(options, Bars())
-    _show(result.as_json() if as_json else None, *show.reproduce(result))
+    terminal.show(result.as_json() if as_json else None, *show.reproduce(result))
     if result.violations:
         raise typer.Exit(1)
 
@@ -287,7 +311,7 @@ def bench_decode(
         dtype=dtype,
         layers=layers,
         rounds=rounds,
-        threads=_list("--threads", threads, int),
+        threads=terminal.values("--threads", threads, int),
         real=real or capture is not None,
         capture=capture,
         context=context,
@@ -296,7 +320,7 @@ def bench_decode(
     if output is not None:
         folder.prepare(output)
     rows = job.decode(options, Bars())
-    _give_rows(show_bench, rows, output, as_json)
+    terminal.give_rows(show_bench, rows, output, as_json)
     if any(row.violations for row in rows):
         raise typer.Exit(1)
 
@@ -325,9 +349,9 @@ def bench_generate(
 
     _settle(seed, threads)
     asked: dict[str, Any] = {
-        "contexts": _list("--contexts", contexts, int),
-        "dtypes": _list("--dtypes", dtypes, str),
-        "epsilons": _list("--epsilon", epsilon, float),
+        "contexts": terminal.values("--contexts", contexts, int),
+        "dtypes": terminal.values("--dtypes", dtypes, str),
+        "epsilons": terminal.values("--epsilon", epsilon, float),
     }
     options = Options(
         model=model,
@@ -341,7 +365,7 @@ def bench_generate(
     if output is not None:
         folder.prepare(output)
     rows = job.run(options, Bars())
-    _give_rows(show_bench_generate, rows, output, as_json)
+    terminal.give_rows(show_bench_generate, rows, output, as_json)
     if any(row.broken for row in rows):
         raise typer.Exit(1)
 
@@ -361,39 +385,3 @@ def _settle(seed: int, threads: int) -> None:
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
-
-
-def _list(option: str, given: list[str] | None, kind: Callable[[str], Value]) -> tuple[Value, ...]:
-    """What came for a repeatable option, commas undone; each once."""
-    words = [word.strip() for part in given or [] for word in part.split(",")]
-    try:
-        return tuple(dict.fromkeys(kind(word) for word in words))
-    except ValueError as error:
-        what = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{option} {','.join(words)}: give {what}, as in {option} 1,2") from error
-
-
-def _give_rows(room: Any, rows: Sequence[Any], output: Path | None, as_json: bool) -> None:
-    """Rows of a benchmark: JSON lines or the tables of its `show_` module, and the folder of `--output`."""
-    from tailbound.lab import machine
-
-    if as_json:
-        for row in rows:
-            print(json.dumps(row.as_json()))
-    else:
-        _show(None, *room.bench(rows))
-    missing = None if output is None else room.write(output, machine.inspect(), rows)
-    if missing:
-        print(f"tailbound: {missing}", file=sys.stderr)
-
-
-def _show(figures: dict[str, Any] | None, *renderables: Any) -> None:
-    if figures is not None:
-        print(json.dumps(figures))
-        return
-    from rich.console import Console
-
-    # Into a file or a pipe, tables are as wide as they need be.
-    console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
-    for renderable in renderables:
-        console.print(renderable)

@@ -75,6 +75,9 @@ def test_an_audit_answers_what_it_is_asked(audited):
     assert found["versions"].keys() >= {"tailbound", "torch", "transformers", "python"}
     assert found["processor"]
     assert json.loads((out / "audit.json").read_text()) == found
+    files = {str(path) for path in (*out.glob("*.*"), *out.glob("plots/*"))}
+    assert set(found["written"]) == files
+    assert {str(out / "report.html"), str(out / "plots" / "answers.png")} < files
     assert len(found["heads"]) == LAYERS * HEADS
     for line in found["heads"]:
         assert 0 < line["share_0.1"] <= line["share_0.01"] <= line["share_0.001"] <= 1
@@ -294,6 +297,9 @@ def test_it_is_stopped_and_goes_on(small, audited, tmp_path):
     assert 2 <= found["layers_done"] <= LAYERS
     assert len(found["heads"]) == HEADS * found["layers_done"]
     assert json.loads((tmp_path / "audit.json").read_text())["complete"] is False
+    assert "Interrupted:" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "plots" / "heads.png").exists()
+    assert not (tmp_path / "plots" / "budget.png").exists()
     refused = command("audit", *small, "--out", str(tmp_path), *ASKED)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "--resume goes on" in refused.stderr

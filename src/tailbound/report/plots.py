@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tailbound.report.charts import Grid, Shades
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -103,6 +105,34 @@ def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]],
         place.invert_yaxis()
         place.set_title(name, loc="left", fontsize="medium")
     axes[-1].set_xlabel(axis)
+    _save(figure, path)
+
+
+def heat_map(path: Path, title: str, axes: tuple[str, str], grid: Grid, shades: Shades) -> None:
+    """Write a heat map; `axes` says what columns and rows are."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    columns, rows = len(grid.columns), len(grid.rows)
+    figure = Figure(
+        figsize=(min(max(5.0, 0.3 * columns + 2), 14), min(max(2.6, 0.2 * rows + 1.4), 10)), layout="constrained"
+    )
+    figure.suptitle(textwrap.fill(title, 70), fontsize="medium")
+    place = figure.subplots()
+    values = [[float("nan") if value is None else value for value in row] for row in grid.values]
+    ends = shades.ends or (None, None)
+    mesh = place.pcolormesh(
+        grid.columns, grid.rows, values, vmin=ends[0], vmax=ends[1], edgecolors="white", linewidth=0.4
+    )
+    place.set_xlabel(axes[0])
+    place.set_ylabel(axes[1])
+    for axis in (place.xaxis, place.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    bar = figure.colorbar(mesh, ax=place, label=shades.title)
+    if shades.marks:
+        bar.set_ticks(list(shades.marks[0]), labels=list(shades.marks[1]))
+    elif shades.form.endswith("%"):
+        bar.formatter = PercentFormatter(1.0)
     _save(figure, path)
 
 

@@ -1,7 +1,7 @@
 """What `tailbound audit` does: rows layer by layer, runs under budgets and policies, a budget, and its proof by a run.
 
 The folder of `--out` has `parts/`, where each layer and each run is written when it is done, and what is made of them:
-`audit.parquet`, every row; `audit.json`, the figures; `budget.json`, what `certify` takes.
+`audit.parquet`, every row; `audit.json`, the figures; `budget.json`, what `certify` takes; `report.html` and `plots/`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tailbound.lab import machine, models, rows, text
-from tailbound.lab.audit import advise, columns, curves, heads, sensitivity, verifying
+from tailbound.lab.audit import advise, columns, curves, heads, report, sensitivity, verifying
 from tailbound.lab.audit.advise import Candidate, Target
 from tailbound.lab.audit.reading import Decoder, Encoder, Reading, check_heard
 from tailbound.lab.audit.verifying import Verified
+from tailbound.lab.audit.words import SCHEMA
 from tailbound.lab.errors import InputError
 from tailbound.lab.listening import Heard
 from tailbound.lab.progress import Progress
 from tailbound.lab.rows import Rows
 
-SCHEMA = "tailbound.audit/1"
 ROWS = "rows"
-FIGURES, EVERY_ROW, BUDGET = FILES = "audit.json", "audit.parquet", "budget.json"
+EVERY_ROW, BUDGET = "audit.parquet", "budget.json"
 DRAWS = 8
 """Gradients drawn for the damage of errors."""
 
@@ -173,7 +173,7 @@ class _Audit:
         self._pieces = self._read_text(tokenizer, document, title)
         self._store = Rows(options.out / "parts", self._settings(), self._notes(title), options.fresh)
         if options.fresh:  # they would speak of other rows than are there
-            for name in FILES:
+            for name in (report.NAME, report.PAGE, EVERY_ROW, BUDGET):
                 (options.out / name).unlink(missing_ok=True)
         if not (options.resume or options.fresh) and any(self._store.place.glob("*/*.parquet")):
             raise InputError(
@@ -201,7 +201,7 @@ class _Audit:
         measured = self._store.read(ROWS) if done else {}
         curve = self._store.read(curves.KIND) if any(self._store.place.glob(f"{curves.KIND}/*.parquet")) else {}
         out = self._options.out
-        written = [out / FIGURES]
+        written = [out / report.NAME]
         if measured:
             written.append(out / EVERY_ROW)
         if self._advised:
@@ -223,13 +223,16 @@ class _Audit:
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             written=written,
         )
+        pieces = report.pieces(out, found.as_json())
+        found = found._replace(written=[*written, *(piece.file for piece in pieces)])
         if measured:
             rows.write_table(out / EVERY_ROW, measured, {"tailbound": json.dumps({"schema": SCHEMA} | found.options)})
         if self._advised:
             budget = self._advised[0].candidate.budget.to_json() + "\n"
             rows.whole(out / BUDGET, lambda path: path.write_text(budget, encoding="utf-8"))
         document = json.dumps(found.as_json(), indent=1) + "\n"
-        rows.whole(out / FIGURES, lambda path: path.write_text(document, encoding="utf-8"))
+        rows.whole(out / report.NAME, lambda path: path.write_text(document, encoding="utf-8"))
+        report.write(out, pieces)
         return found
 
     def _measure(self) -> None:

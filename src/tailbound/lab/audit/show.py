@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from tailbound.lab.audit import curves
+from tailbound.lab.audit import curves, words
 from tailbound.lab.audit.columns import AT
-from tailbound.lab.audit.job import Advice, Result
+from tailbound.lab.audit.job import Result
 from tailbound.report import tables
 
 ENDS = 5
@@ -19,7 +19,7 @@ ENDS = 5
 
 def audit(result: Result) -> Iterator[RenderableType]:
     """The verdict first; then tables."""
-    yield Text(verdict(result), style="bold")
+    yield Text(words.verdict(result.as_json()), style="bold")
     if result.heads:
         yield _model(result)
         yield _heads(result)
@@ -28,44 +28,6 @@ def audit(result: Result) -> Iterator[RenderableType]:
     if result.advised:
         yield _advice(result)
     yield Text("written: " + ", ".join(str(path) for path in result.written))
-
-
-def verdict(result: Result) -> str:
-    """What the audit comes to."""
-    name = result.options["model"]
-    if not result.heads:
-        return f"{name}: interrupted before a layer was measured; --resume goes on."
-    model = result.model
-    words = (
-        f"{name}: at epsilon {AT:g}, {model['sparse_heads']} of {model['heads']} heads need less than a tenth of the "
-        f"keys and {model['flat_heads']} more than half; the mean is {model[f'share_{AT:g}']:.1%}."
-    )
-    if not result.complete:
-        runs = f"{len(result.curve)} runs under budgets and policies"
-        return f"{words} Interrupted after {result.layers_done} of {result.layers} layers and {runs}; --resume goes on."
-    if not result.advised:
-        return f"{words} No budget is advised: {result.why_not}."
-    best = result.advised[0]
-    return f"{words} Advised: {_kind(best)}, which {_kept(best, result)}."
-
-
-def _kind(advice: Advice) -> str:
-    budget = advice.candidate.budget
-    return f"epsilon {budget.default:g} everywhere" if advice.kind == "uniform" else "a budget by head"
-
-
-def _kept(advice: Advice, result: Result) -> str:
-    found = advice.held_out
-    share, moved = found.figures["share"], found.figures["bytes_share"]
-    reads = f"on text it has not seen reads {share:.1%} of the keys ({moved:.2f} of the bytes)"
-    faster = "" if found.speed is None else f", decodes {found.speed.median:.2f} times as fast"
-    assert result.target is not None
-    met = (
-        f"meets {result.target} ({found.value:.4g})"
-        if found.met
-        else f"misses {result.target} by {found.over_limit:.2g}"
-    )
-    return f"{reads}{faster} and {met}"
 
 
 def _model(result: Result) -> RenderableType:
