@@ -110,7 +110,7 @@
   const items = dialog ? JSON.parse(document.getElementById("items").textContent) : null;
 
   function shown() {
-    const found = decodeURIComponent(location.hash.slice(1));
+    const found = location.hash.slice(1);
     return items && found.startsWith(`${items.prefix}-`) ? found.slice(items.prefix.length + 1) : null;
   }
 
