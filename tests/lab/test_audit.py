@@ -297,7 +297,7 @@ def test_it_is_stopped_and_goes_on(small, audited, tmp_path):
     assert 2 <= found["layers_done"] <= LAYERS
     assert len(found["heads"]) == HEADS * found["layers_done"]
     assert json.loads((tmp_path / "audit.json").read_text())["complete"] is False
-    assert "Interrupted:" in (tmp_path / "report.html").read_text()
+    assert "Interrupted after" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "plots" / "heads.png").exists()
     assert not (tmp_path / "plots" / "budget.png").exists()
     refused = command("audit", *small, "--out", str(tmp_path), *ASKED)

@@ -68,7 +68,7 @@ def test_heads_of_models_of_other_sizes_are_not_told_to_be_the_same():
     [
         (audit(seed=1), "Heads that changed most"),
         (audit(encoder=True, target="hidden-distance=0.05"), "they do not compare"),
-        (audit(layers_done=2), "Interrupted: 2 of 4 layers"),
+        (audit(layers_done=2), "Interrupted after 2 of 4 layers"),
         (audit(layers_done=0), "Heads: "),
     ],
     ids=["another seed", "an encoder", "part of one", "none"],
