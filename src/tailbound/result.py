@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
 from enum import IntEnum
@@ -131,15 +130,12 @@ class Certificate:
         tv, output_error, kept, status = self
         return f"Certificate(tv={tv}, output_error={output_error}, kept={kept}, status={status})"
 
-    def copy_to(self, address: int) -> None:
-        """Write the bytes of the four, one after the other, to `PACKED_BYTES` a row of memory that the caller owns."""
-        packed = self._packed
-        if packed is None:
-            parts = (part.numpy(force=True).ravel() for part in self)
-            whole = [part.astype(dtype).view(np.uint8) for part, dtype in zip(parts, PACKED, strict=True)]
-            packed = torch.from_numpy(np.concatenate(whole))
-        packed = packed.cpu()
-        ctypes.memmove(address, packed.data_ptr(), packed.numel())
+    def packed(self) -> np.ndarray:
+        """uint8: the bytes of the four, one after the other, without a copy if they came like that."""
+        if self._packed is not None:
+            return self._packed.numpy()
+        parts = (part.numpy(force=True).ravel() for part in self)
+        return np.concatenate([part.astype(dtype).view(np.uint8) for part, dtype in zip(parts, PACKED, strict=True)])
 
     def _all(self) -> tuple[Tensor, ...]:
         if self._parts is None:

@@ -155,3 +155,36 @@ def test_the_smallest_cross_diameter_is_found_among_all_splits(n, width, seed, g
 def test_one_value_has_no_split(values):
     with pytest.raises(ValueError, match=r"a split needs|NaN or infinity"):
         theory.smallest_cross_diameter(values)
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-200, 1.0, 1e200, 1e307])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_diameter_is_that_of_the_farthest_pair_at_any_scale(scale, shift, dtype):
+    """Against all pairs, to 50 digits: vectors far from zero, and numbers whose squares overflow or vanish."""
+    generator = torch.Generator().manual_seed(0)
+    for n, width in ((2, 1), (9, 3), (40, 5)):
+        drawn = torch.randn(n, width, generator=generator, dtype=torch.float64) + shift
+        values = (drawn * (scale / max(1.0, shift))).to(dtype)
+        if not values.isfinite().all():
+            continue
+        head = torch.arange(n) < n // 2
+        z = torch.zeros(n, dtype=dtype)
+        exactly = [[mpmath.mpf(x) for x in row] for row in values.tolist()]
+        farthest = max(
+            mpmath.sqrt(mpmath.fsum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+            for a in exactly[: n // 2]
+            for b in exactly[n // 2 :]
+        )
+        true = farthest * (n - n // 2) / n
+        found = mpmath.mpf(theory.diameter_bound(z, values, head).item())
+        step = mpmath.mpf(torch.finfo(dtype).smallest_normal) * torch.finfo(dtype).eps
+        assert abs(found - true) <= true * 8 * torch.finfo(dtype).eps + 2 * step or mpmath.isinf(found)
+
+
+def test_the_diameter_beside_a_column_that_all_values_share():
+    values = torch.ones(20, 2, dtype=torch.float64)
+    values[:, 1] = 1e-200 * torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    head = torch.arange(20) < 10
+    true = (values[:10, None, 1] - values[None, 10:, 1]).abs().max() / 2
+    assert theory.diameter_bound(torch.zeros(20, dtype=torch.float64), values, head) == pytest.approx(float(true), rel=1e-12, abs=0)

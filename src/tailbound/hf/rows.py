@@ -47,7 +47,6 @@ class Block:
     def _allocate(self, rows: int) -> None:
         self._rows = rows
         self._bytes = np.empty(PACKED_BYTES * rows, np.uint8)
-        self._address = self._bytes.ctypes.data
         self._visible = np.empty(rows, np.int32)
 
     def fits(self, rows: int) -> bool:
@@ -64,25 +63,26 @@ class Block:
         stop = start + math.prod(shape)
         if stop > self._rows:
             self._allocate(stop - start)
-        certificate.copy_to(self._address + PACKED_BYTES * start)
+        self._bytes[PACKED_BYTES * start : PACKED_BYTES * stop] = certificate.packed()
         if isinstance(visible, Tensor):
             self._visible[start:stop].reshape(shape)[...] = visible.numpy(force=True)
-            visible = -1
-        self._calls.append((step, layer, visible, *shape))
+        else:
+            self._visible[start:stop] = visible
+        self._calls.append((step, layer, *shape))
         self.used = stop
 
     def take(self) -> np.ndarray:
         """The waiting certificates as an array of dtype `ROW`, in the order they came; the block is empty after it."""
         rows = np.empty(self.used, ROW)
-        calls = np.array(self._calls, np.int32).reshape(-1, 6)
-        sizes = calls[:, 3:].prod(axis=1)
-        step, layer, visible, _, heads, queries = np.repeat(calls, sizes, axis=0).T
+        calls = np.array(self._calls, np.int32).reshape(-1, 5)
+        sizes = calls[:, 2:].prod(axis=1)
+        step, layer, _, heads, queries = np.repeat(calls, sizes, axis=0).T
         within = np.arange(self.used) - np.repeat(sizes.cumsum() - sizes, sizes)
         rows["step"], rows["layer"] = step, layer
         rows["query"] = within % queries
         rows["head"] = within // queries % heads
         rows["batch"] = within // (queries * heads)
-        rows["visible"] = np.where(visible < 0, self._visible[: self.used], visible)
+        rows["visible"] = self._visible[: self.used]
         start = 0
         for size, run in groupby(sizes.tolist()):  # calls of one size lie in memory as the rows of a matrix
             stop = start + size * len(list(run))

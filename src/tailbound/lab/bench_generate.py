@@ -199,7 +199,9 @@ def _certificates(name: Name, ledger: Ledger | None) -> dict[str, Any]:
     fields: dict[str, Any] = dict.fromkeys(("tv_max", "dense_share", "kept_share", "fallbacks"))
     if ledger is None:
         return fields
-    fields["fallbacks"] = sum(calls for (_, why), calls in ledger.exact.items() if not why.endswith("(prefill)"))
+    from tailbound.lab import decoders
+
+    fields["fallbacks"] = decoders.fallbacks(ledger)
     if len(ledger):
         layers = ledger.by_layer()
         fields["tv_max"] = max(layer.tv_max for layer in layers)

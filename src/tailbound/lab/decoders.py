@@ -115,6 +115,11 @@ def forcing(decoder: Decoder, forced: Tensor, logits: list[Tensor]) -> Callable[
     return lambda: logits.append(decoder.step(forced[:, len(logits) : len(logits) + 1]))
 
 
+def fallbacks(ledger: hf.Ledger) -> int:
+    """Calls answered exactly though they were no prefill."""
+    return sum(calls for (_, why), calls in ledger.exact.items() if not why.endswith("(prefill)"))
+
+
 def check_full_attention(model: PreTrainedModel) -> None:
     """Refuse models whose layers do not all see the whole context.
 

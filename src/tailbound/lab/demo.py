@@ -18,8 +18,6 @@ from tailbound.lab.errors import InputError
 from tailbound.lab.progress import Progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from tailbound.hf import LayerSummary, Observation
 
 SCHEMA = "tailbound.demo/1"
@@ -120,7 +118,8 @@ def run(options: Options, progress: Progress) -> Result:
         prompt = text.first_tokens(tokenizer, document, options.context, title)
         with progress.task("reading the model", None):
             model = source.model()
-    _check_window(model, options)
+    asked = f"--context {options.context} and --tokens {options.tokens}"
+    models.check_positions(model, options.context + options.tokens, asked, options.model)
 
     from tailbound import hf
 
@@ -169,15 +168,6 @@ def _check(options: Options) -> float:
         return check_epsilon(options.epsilon)
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-def _check_window(model: PreTrainedModel, options: Options) -> None:
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is not None and options.context + options.tokens > window:
-        raise InputError(
-            f"--context {options.context} and --tokens {options.tokens} need {options.context + options.tokens} "
-            f"positions; {options.model} was made for {window}"
-        )
 
 
 @contextmanager

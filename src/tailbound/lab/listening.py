@@ -97,6 +97,19 @@ def listening(model: Any, listener: Listener) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def check_heard(model: Any, heard: set[int], layers: int) -> None:
+    """Refuse a model whose layers were not all heard.
+
+    Raises:
+        InputError: naming how many were.
+    """
+    if len(heard) != layers:
+        raise InputError(
+            f"{type(model).__name__} let {len(heard)} of its {layers} layers be heard through the attention interface "
+            "of transformers; choose another model"
+        )
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,

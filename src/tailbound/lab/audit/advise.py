@@ -35,7 +35,7 @@ NORMAL_95 = 1.645
 
 
 class Target(NamedTuple):
-    """What the model's answers must keep to: a measure of `MEASURES` and its limit."""
+    """What the model's answers must keep to: a measure of `EXAMPLES` and its limit."""
 
     measure: str
     limit: float
@@ -106,7 +106,7 @@ class Candidate(NamedTuple):
     """A budget and what it does on the text that it was chosen on.
 
     Attributes:
-        damage: predicted, of one position: KL in nats, or squared relative distance; None where nothing predicts it.
+        damage: predicted, of one position: KL in nats, or half a squared relative distance; None of a single budget.
     """
 
     budget: Budget

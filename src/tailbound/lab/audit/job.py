@@ -20,11 +20,11 @@ from torch import Tensor
 from tailbound.lab import machine, models, rows, text
 from tailbound.lab.audit import advise, columns, curves, heads, report, sensitivity, verifying
 from tailbound.lab.audit.advise import Candidate, Target
-from tailbound.lab.audit.reading import Decoder, Encoder, Reading, check_heard
+from tailbound.lab.audit.reading import Decoder, Encoder, Reading
 from tailbound.lab.audit.verifying import Verified
 from tailbound.lab.audit.words import SCHEMA
 from tailbound.lab.errors import InputError
-from tailbound.lab.listening import Heard
+from tailbound.lab.listening import Heard, check_heard
 from tailbound.lab.progress import Progress
 from tailbound.lab.rows import Rows
 
@@ -252,7 +252,7 @@ class _Audit:
                 advance()
 
             reading.listen(hear)
-        check_heard(reading, heard)
+        check_heard(reading.model, heard, reading.layers)
 
     def _missing(self) -> set[int]:
         return {layer for layer in range(self._reading.layers) if not self._store.has(ROWS, _part(layer))}
@@ -271,7 +271,7 @@ class _Audit:
             }
         candidates = {kind: candidate for kind, candidate in found.items() if candidate is not None}
         if not candidates:
-            self._why_not = f"no budget that was tried meets {target} on this text with 95% confidence; --queries more?"
+            self._why_not = f"no budget tried surely meets {target} on this text; --queries looks at more positions"
             return
         reading = self._read(self._pieces.held_out)
         ordered = sorted(candidates.items(), key=lambda item: item[1].policy.bytes_share)

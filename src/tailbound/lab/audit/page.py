@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tailbound.lab.audit import page_charts, words
 from tailbound.lab.audit.columns import AT, EPSILONS
 from tailbound.lab.audit.words import HEAD, Found
-from tailbound.report import board
+from tailbound.report import board, tables
 from tailbound.report.board import Cell, Section, Things
 
 COLUMNS = HEAD[:12]
@@ -35,8 +35,8 @@ def _first(found: Found) -> Iterator[tuple[str, str]]:
         yield "of dense attention's bytes are moved under the advised budget", f"{held['figures']['bytes_share']:.0%}"
         if held["speed"] is not None:
             yield "a decode step under it, times as fast", f"{held['speed']['median']:.2f}"
-        limit = found["target"].rpartition("=")[2]
-        yield f"{words.distance(found)} on text not seen; the target is {limit}", f"{held['value']:.3g}"
+        measure, _, limit = found["target"].partition("=")
+        yield f"{measure} on text not seen; the target is {limit}", f"{held['value']:.3g}"
 
 
 def _things(found: Found) -> Things:
@@ -110,10 +110,10 @@ def _curve(found: Found) -> str:
         yield Cell(f"{line['bytes_share']:.2f}")
         yield Cell(f"{line['tv_mean']:.3g}")
         for name, form in (("tv_standard_error", ".2g"), ("tv_max", ".3g")):
-            yield Cell(_figure(line[name], form))
+            yield Cell(tables.figure(line[name], form))
         if not found["encoder"]:
             for name, form in (("kl_mean", ".3g"), ("agreement", ".1%"), ("loss", ".4f")):
-                yield Cell(_figure(line[name], form))
+                yield Cell(tables.figure(line[name], form))
 
     dense = found["curve"][0]["dense_loss"]
     note = "" if dense is None else board.paragraph(f"Loss of exact attention: {dense:.4f} nats.", "caption")
@@ -184,7 +184,3 @@ def _made(found: Found) -> Section:
         *versions.items(),
     ]
     return Section("made", "How it was made", board.facts(pairs))
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

@@ -12,7 +12,7 @@ from tailbound.lab.audit.columns import AT, EPSILONS
 from tailbound.lab.audit.curves import DECODER
 from tailbound.lab.audit.words import Found
 from tailbound.report import plots
-from tailbound.report.charts import Shades
+from tailbound.report.charts import Grid, Shades
 from tailbound.report.plots import Curve, Panel
 
 NAMES = ("heads", "keys", "theory", "answers", "budget")
@@ -33,16 +33,7 @@ def of(found: Found) -> Iterator[Picture]:
         share = f"share_{AT:g}"
         cells = page_charts.grid(found, lambda line: line[share], lambda line: "")
         shades = Shades("share of keys", form=".0%", ends=(0.0, 1.0))
-        yield Picture(
-            "heads",
-            partial(
-                plots.heat_map,
-                title=f"{title}: keys needed at {AT:g}",
-                axes=("layer", "head"),
-                grid=cells,
-                shades=shades,
-            ),
-        )
+        yield _map("heads", f"{title}: keys needed at {AT:g}", cells, shades)
         yield Picture("keys", partial(plots.curves, title=title, panels=[_keys(found)]))
         panels = [_rule(found, epsilon) for epsilon in (0.001, AT, 0.1)]
         yield Picture("theory", partial(plots.curves, title=title, panels=panels))
@@ -52,16 +43,11 @@ def of(found: Found) -> Iterator[Picture]:
     kind, budget = next(iter(page_charts.budgets(found).items()), ("", None))
     if budget is not None and page_charts.varies(budget):
         cells, shades = page_charts.budget_grid(found, budget)
-        yield Picture(
-            "budget",
-            partial(
-                plots.heat_map,
-                title=f"{title}: advised budget, {kind}",
-                axes=("layer", "head"),
-                grid=cells,
-                shades=shades,
-            ),
-        )
+        yield _map("budget", f"{title}: advised budget, {kind}", cells, shades)
+
+
+def _map(name: str, title: str, cells: Grid, shades: Shades) -> Picture:
+    return Picture(name, partial(plots.heat_map, title=title, axes=("layer", "head"), grid=cells, shades=shades))
 
 
 def _title(found: Found) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 import tailbound
 from tailbound import theory
 from tailbound.hf import Budget
-from tailbound.lab.audit.reading import logits_of
+from tailbound.lab.audit.reading import averages, logits_of
 from tailbound.lab.listening import Heard
 
 SINKS = 4
@@ -110,13 +110,7 @@ class Chosen(Policy):
         logits = logits_of(heard, heard.query, heard.key.repeat_interleave(group, 1))
         kept = self.choose(heard, logits) & ~logits.isneginf()
         left = logits.masked_fill(~kept, -torch.inf)
-        if heard.sink is not None:
-            sink = heard.sink.to(left.dtype)[None, :, None, None].expand(*left.shape[:3], 1)
-            weights = torch.cat([left, sink], -1).softmax(-1)[..., :-1]
-        else:
-            weights = left.softmax(-1)
-        value = heard.value.repeat_interleave(group, 1)
-        return (weights @ value.to(weights.dtype)).to(heard.query.dtype), kept
+        return averages(heard, left), kept
 
     def bytes_read(self, of_key: int, of_value: int, width: int) -> tuple[float, float]:
         """Every key, for its score; then the value."""

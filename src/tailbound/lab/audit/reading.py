@@ -41,16 +41,44 @@ class Errors(NamedTuple):
     dense_loss: Tensor
 
 
-class Decoder:
+class _Reading:
+    """What readings of both kinds share."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.layers = model, model.config.get_text_config().num_hidden_layers
+        self._dense: Tensor | None = None
+
+    def answer(self, listener: Listener) -> Tensor:
+        """What the model says, attention answered by a function."""
+        raise NotImplementedError
+
+    def listen(self, listener: Callable[[Heard], None]) -> None:
+        """Answer exactly, and let a function hear it."""
+
+        def answer(heard: Heard) -> Tensor:
+            listener(heard)
+            return exact(heard)
+
+        with torch.no_grad():
+            self.answer(answer)
+
+    def both(self, policy: Answerer) -> tuple[Tensor, Tensor]:
+        """What the model says under a policy, and under exact attention."""
+        with torch.no_grad():
+            if self._dense is None:
+                self._dense = self.answer(exact)
+            return self.answer(policy), self._dense
+
+
+class Decoder(_Reading):
     """Tokens (1, n) of which the last `queries` are looked at: `last` (1, queries), after `prompt`."""
 
     encoder = False
 
     def __init__(self, model: Any, ids: Tensor, queries: int) -> None:
-        self.model, self.layers = model, model.config.get_text_config().num_hidden_layers
+        super().__init__(model)
         self.prompt, self.last = ids[:, :-queries], ids[:, -queries:]
         self._prefix: Any = None
-        self._dense: Tensor | None = None
 
     def answer(self, listener: Listener) -> Tensor:
         """Logits (Q, vocabulary) of the last positions, attention answered by a function."""
@@ -65,11 +93,6 @@ class Decoder:
         with listening(self.model, listener):
             return self.model(self.last, past_key_values=copy.deepcopy(self._prefix), use_cache=True).logits[0]
 
-    def listen(self, listener: Callable[[Heard], None]) -> None:
-        """Answer exactly, and let a function hear it."""
-        with torch.no_grad():
-            self.answer(_overheard(listener))
-
     @property
     def positions(self) -> list[int]:
         """Positions in the text of the rows of what is heard."""
@@ -78,9 +101,7 @@ class Decoder:
 
     def errors(self, policy: Answerer) -> Errors:
         """What a policy does to the next tokens."""
-        if self._dense is None:
-            self._dense = self._exactly()
-        return errors_of(self._under(policy), self._dense, self.last)
+        return errors_of(*self.both(policy), self.last)
 
     def damage(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """A random scalar, whose squared derivative along a change is twice the KL it does, on average."""
@@ -88,42 +109,26 @@ class Decoder:
         drawn = torch.multinomial(chances.detach().exp(), 1, generator=generator)
         return chances.gather(-1, drawn).sum()
 
-    def _exactly(self) -> Tensor:
-        return self._under(exact)
 
-    def _under(self, policy: Answerer) -> Tensor:
-        with torch.no_grad():
-            return self.answer(policy)
-
-
-class Encoder:
+class Encoder(_Reading):
     """A window (1, n) of tokens, read whole; `queries` positions spread over it are looked at."""
 
     encoder = True
 
     def __init__(self, model: Any, ids: Tensor, queries: int) -> None:
-        self.model, self.layers = model, model.config.get_text_config().num_hidden_layers
+        super().__init__(model)
         self._ids = ids
         self.positions = torch.linspace(0, ids.shape[1] - 1, min(queries, ids.shape[1])).long().tolist()
-        self._dense: Tensor | None = None
 
     def answer(self, listener: Listener) -> Tensor:
         """Last hidden states (n, width), attention answered by a function."""
         with listening(self.model, listener):
             return self.model(self._ids).last_hidden_state[0]
 
-    def listen(self, listener: Callable[[Heard], None]) -> None:
-        """Answer exactly, and let a function hear it."""
-        with torch.no_grad():
-            self.answer(_overheard(listener))
-
     def errors(self, policy: Answerer) -> Errors:
         """What a policy does to the last hidden states."""
-        with torch.no_grad():
-            if self._dense is None:
-                self._dense = self.answer(exact)
-            moved = (self.answer(policy).double() - self._dense.double()).norm(dim=-1)
-        distance = moved / self._dense.double().norm(dim=-1)
+        states, dense = (part.double() for part in self.both(policy))
+        distance = (states - dense).norm(dim=-1) / dense.norm(dim=-1)
         return Errors(distance, *[torch.full_like(distance, torch.nan)] * 4)
 
     def damage(self, states: Tensor, generator: torch.Generator) -> Tensor:
@@ -144,11 +149,18 @@ def exact(heard: Heard) -> Tensor:
         return torch.nn.functional.scaled_dot_product_attention(
             heard.query, key, value, heard.mask, is_causal=heard.causal, scale=heard.scale
         )
-    logits = logits_of(heard, heard.query, key)
-    if heard.sink is not None:
+    return averages(heard, logits_of(heard, heard.query, key))
+
+
+def averages(heard: Heard, logits: Tensor) -> Tensor:
+    """Values under the softmax of logits (B, Hq, T, n), of which a sink takes its part: (B, Hq, T, Dv)."""
+    if heard.sink is None:
+        weights = logits.softmax(-1)
+    else:
         sink = heard.sink.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
-        return (torch.cat([logits, sink], -1).softmax(-1)[..., :-1] @ value.to(logits.dtype)).to(heard.query.dtype)
-    return (logits.softmax(-1) @ value.to(logits.dtype)).to(heard.query.dtype)
+        weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
+    value = heard.value.repeat_interleave(heard.query.shape[1] // heard.value.shape[1], 1)
+    return (weights @ value.to(weights.dtype)).to(heard.query.dtype)
 
 
 def logits_of(heard: Heard, query: Tensor, key: Tensor) -> Tensor:
@@ -161,14 +173,6 @@ def logits_of(heard: Heard, query: Tensor, key: Tensor) -> Tensor:
     return logits if seen is None else logits.masked_fill(~seen, -torch.inf)
 
 
-def _overheard(listener: Callable[[Heard], None]) -> Answerer:
-    def answer(heard: Heard) -> Tensor:
-        listener(heard)
-        return exact(heard)
-
-    return answer
-
-
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """No gradients for weights, for the length of a block."""
@@ -179,19 +183,6 @@ def frozen(model: Any) -> Iterator[None]:
     finally:
         for parameter, before in asked.items():
             parameter.requires_grad_(before)
-
-
-def check_heard(reading: Reading, heard: set[int]) -> None:
-    """Refuse a model whose attention is not heard.
-
-    Raises:
-        InputError: naming how many layers were.
-    """
-    if len(heard) != reading.layers:
-        raise InputError(
-            f"{type(reading.model).__name__} let {len(heard)} of its {reading.layers} layers be heard through the "
-            "attention interface of transformers; choose another model"
-        )
 
 
 def errors_of(logits: Tensor, dense: Tensor, tokens: Tensor) -> Errors:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tailbound.lab.audit.reading import Reading, check_heard, exact, frozen
-from tailbound.lab.listening import Heard
+from tailbound.lab.audit.reading import Reading, exact, frozen
+from tailbound.lab.listening import Heard, check_heard
 
 
 def gradients(reading: Reading, draws: int, seed: int, advance: Callable[[], None]) -> dict[int, Tensor]:
@@ -38,7 +38,7 @@ def gradients(reading: Reading, draws: int, seed: int, advance: Callable[[], Non
     found: dict[int, list[Tensor]] = {}
     with frozen(reading.model), torch.enable_grad():
         answer = reading.answer(probe)
-        check_heard(reading, set(probes))
+        check_heard(reading.model, set(probes), reading.layers)
         layers = sorted(probes)
         for draw in range(draws):
             scalar = reading.damage(answer, generator)

@@ -37,7 +37,7 @@ def _model(result: Result) -> RenderableType:
         return ", ".join(f"{epsilon:g}: {model[f'{name}_{epsilon:g}']:.1%}" for epsilon in (0.001, 0.01, 0.05, 0.1))
 
     def loose(*names: str) -> str:
-        return ", ".join(f"{name} {_number(model[f'looseness_{name}'])}" for name in names)
+        return ", ".join(f"{name} {tables.figure(model[f'looseness_{name}'], '.3g')}" for name in names)
 
     shape = f"skewness {model['skewness']:+.2f}, excess kurtosis {model['kurtosis']:+.2f}"
     gap = f"{model['gap_pass']:.1%} of rows pass with 16 keys; the fewest that pass are {model['share_gap']:.1%} of all"
@@ -81,8 +81,8 @@ def _heads(result: Result) -> RenderableType:
             f"{line['sink_mass']:.1%}",
             f"{line['recent_mass']:.1%}",
             f"{line['certified_over_needed']:.3f}",
-            _number(line["looseness_interval"]),
-            _number(line["looseness_box"]),
+            tables.figure(line["looseness_interval"], ".3g"),
+            tables.figure(line["looseness_box"], ".3g"),
         )
         for line in ends
     )
@@ -155,7 +155,3 @@ def _advice(result: Result) -> RenderableType:
         rows,
         "Held out: the second half of the text, decoded under certify and as it is, in turns. The first is budget.json",
     )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

@@ -82,7 +82,7 @@ def steps(reading: Decoder, budgets: Sequence[Budget], tick: Callable[[], None])
         Run(
             errors_of(torch.stack(logits[number]), exact, reading.last),
             timing.ratio(seconds[0], seconds[number]),
-            sum(count for (_, why), count in ledger.exact.items() if not why.endswith("(prefill)")),
+            decoders.fallbacks(ledger),
         )
         for number, (_, ledger) in enumerate(ours, 1)
     ]

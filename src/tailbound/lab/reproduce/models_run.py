@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tailbound.lab import models, needs, text
 from tailbound.lab.errors import InputError
-from tailbound.lab.listening import Heard, listening
+from tailbound.lab.listening import Heard, check_heard, listening
 from tailbound.lab.progress import Progress
 from tailbound.lab.reproduce import printed, sample
 from tailbound.lab.rows import Job, Rows, stack
@@ -58,7 +58,7 @@ def encoder(name: str | None, path: Path | None, download: bool, seed: int, size
     def work(rows: Rows, progress: Progress) -> None:
         model = source.encoder()
         for n, ids in inputs.items():
-            _check_window(model, n, asked)
+            models.check_positions(model, n, f"--context {n}", asked)
             with progress.task(f"{asked}, n = {n}", _layers(model)) as advance:
 
                 def hear(heard: Heard, n: int = n, advance: Callable[[], None] = advance) -> None:
@@ -98,7 +98,7 @@ def decoder(name: str | None, path: Path | None, context: int, download: bool, s
 
     def work(rows: Rows, progress: Progress) -> None:
         model = source.model()
-        _check_window(model, context, asked)
+        models.check_positions(model, context, f"--context {context}", asked)
         with progress.task(f"{asked}, {context} tokens", _layers(model)) as advance:
 
             def hear(heard: Heard) -> None:
@@ -118,12 +118,6 @@ def _layers(model: Any) -> int:
     return model.config.num_hidden_layers
 
 
-def _check_window(model: Any, n: int, name: str) -> None:
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is not None and n > window:
-        raise InputError(f"--context {n}: {name} was made for {window} positions")
-
-
 def _read(
     model: Any, ids: Tensor, hear: Callable[[Heard], None], rows: Rows, parts: list[str], advance: Callable[[], None]
 ) -> None:
@@ -141,11 +135,7 @@ def _read(
 
     with listening(model, note), torch.inference_mode():
         model.base_model(ids, **({"use_cache": False} if hasattr(model.config, "use_cache") else {}))
-    if len(heard) != len(parts):
-        raise InputError(
-            f"{type(model).__name__} let {len(heard)} of its {len(parts)} layers be heard through the attention "
-            "interface of transformers; choose another model"
-        )
+    check_heard(model, heard, len(parts))
 
 
 def _add(rows: Rows, part: str, work: Callable[[], dict[str, dict[str, np.ndarray]]]) -> None:
