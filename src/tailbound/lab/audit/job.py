@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tailbound.lab import machine, models, rows, text
+from tailbound.lab import machine, models, rows, seals, text
 from tailbound.lab.audit import advise, columns, curves, heads, report, sensitivity, verifying
 from tailbound.lab.audit.advise import Candidate, Target
 from tailbound.lab.audit.reading import Decoder, Encoder, Reading
@@ -230,7 +230,7 @@ class _Audit:
         if self._advised:
             budget = self._advised[0].candidate.budget.to_json() + "\n"
             rows.whole(out / BUDGET, lambda path: path.write_text(budget, encoding="utf-8"))
-        document = json.dumps(found.as_json(), indent=1) + "\n"
+        document = json.dumps(seals.sealed(found.as_json()), indent=1) + "\n"
         rows.whole(out / report.NAME, lambda path: path.write_text(document, encoding="utf-8"))
         report.write(out, pieces)
         return found
