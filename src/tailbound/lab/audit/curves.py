@@ -12,7 +12,7 @@ from tailbound.lab import needs
 from tailbound.lab.audit.columns import EPSILONS, GRID
 from tailbound.lab.audit.policies import Certified, Pages, Policy, Recent, TopK, TopMass
 from tailbound.lab.audit.reading import Errors, Reading
-from tailbound.lab.rows import Rows
+from tailbound.lab.audit.store import Store
 
 KIND = "curves"
 OURS = "tailbound"
@@ -34,7 +34,7 @@ def count(reading: Reading) -> int:
     return len(EPSILONS) * len(ENCODER if reading.encoder else DECODER)
 
 
-def run(reading: Reading, rows: Rows, needed: Mapping[str, np.ndarray], advance: Callable[[], None]) -> None:
+def run(reading: Reading, rows: Store, needed: Mapping[str, np.ndarray], advance: Callable[[], None]) -> None:
     """Every budget of ours, then each policy with as many keys as ours read; what is there is not run again.
 
     Args:
