@@ -138,6 +138,15 @@ class Rows:
         table = self._table(self.file(kind, part))
         return {name: table[name].to_numpy() for name in table.column_names}
 
+    def notes_of(self, kind: str, part: str) -> dict[str, str]:
+        """What the metadata of a part say.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        found = self._table(self.file(kind, part)).schema.metadata
+        return {name.decode(): value.decode() for name, value in found.items()}
+
     def file(self, kind: str, part: str) -> Path:
         """Where a part is, or will be."""
         return self.place / kind / f"{part}.parquet"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tailbound.lab import models, rows
 from tailbound.lab.audit import heads, report
 from tailbound.lab.audit.figures import Figures
+from tailbound.lab.audit.many_texts import ManyTexts
 from tailbound.lab.audit.one_text import OneText
 from tailbound.lab.audit.opening import BUDGET, EVERY_ROW, Options
 from tailbound.lab.audit.words import SCHEMA
@@ -69,7 +70,7 @@ def run(options: Options, progress: Progress) -> Result:
         InputError: anything about the options that cannot be had. InterruptedAuditError: by Ctrl-C.
     """
     started = time.perf_counter()
-    audit = OneText(options, progress)
+    audit = (OneText if options.texts is None else ManyTexts)(options, progress)
     try:
         with models.quietly():
             audit.work()
@@ -78,7 +79,7 @@ def run(options: Options, progress: Progress) -> Result:
     return _write(audit, options.out, started)
 
 
-def _write(audit: OneText, out: Path, started: float) -> Result:
+def _write(audit: OneText | ManyTexts, out: Path, started: float) -> Result:
     """Of what there is, every file."""
     figures = audit.figures()
     found = Result(

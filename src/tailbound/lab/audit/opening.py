@@ -144,7 +144,9 @@ def begin(options: Options, progress: Progress) -> Opened:
     context = options.context or min(2048, kind.positions or 2048)
     if kind.positions is not None and context > kind.positions:
         raise InputError(f"--context {context}: {options.model} was made for {kind.positions} positions")
-    target = Target.choose(options.target, kind.encoder)
+    target = Target.choose("none" if options.texts and options.target is None else options.target, kind.encoder)
+    if options.texts and target is not None:
+        raise InputError(f"--target {target}: a budget is chosen on one text; give it with --text, or --target none")
     if options.queries > context // 3:
         raise InputError(f"--queries {options.queries}: at most a third of {context} tokens")
     return Opened(options, source, tokenizer, kind, context, target)
@@ -161,5 +163,9 @@ def _check(options: Options) -> None:
         raise InputError(f"--queries {options.queries}: at least 1 is needed")
     if options.context is not None and options.context < 2 * columns.LEAST:
         raise InputError(f"--context {options.context}: at least {2 * columns.LEAST} tokens are needed")
+    if options.texts is not None and options.text is not None:
+        raise InputError("--text is one text and --texts are many: give one of them")
+    if options.ray is not None and options.texts is None:
+        raise InputError("--ray spreads the texts of --texts over a cluster; one text is not split")
     if options.resume and options.fresh:
         raise InputError("--resume goes on and --fresh begins again: give one of them")
