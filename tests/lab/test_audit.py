@@ -15,7 +15,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from commands import Quiet, command
 from families import NAMED
-from llamas import llama
+from llamas import saved
 from tailbound.hf import Budget
 from tailbound.lab import models, rows
 from tailbound.lab.audit import columns, curves, job
@@ -30,12 +30,7 @@ LAYERS, HEADS = 3, 8
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The folder of a small random decoder with SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    model = llama()
-    model.resize_token_embeddings(len(models.Source("smollm2").tokenizer()))
-    model.save_pretrained(folder)
-    models.Source("smollm2").tokenizer().save_pretrained(folder)
-    return ["--model", str(folder)]
+    return ["--model", str(saved(tmp_path_factory.mktemp("model")))]
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,14 @@ needs tailbound and the model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from tailbound.lab.audit.shards import Done, Reader, Shard, Work
@@ -83,7 +85,7 @@ class Cluster:
     def _lose(self, shard: Shard, error: Exception) -> None:
         self.losses[shard.number] = self.losses.get(shard.number, 0) + 1
         if self.losses[shard.number] >= LOSSES:
-            first = str(error).strip().splitlines()[0]
+            first = _first_line(error)
             raise InputError(
                 f"{shard.text} lost {LOSSES} workers, the last by: {first} Texts that are done are kept, and --resume "
                 "goes on; a worker most often dies of too little memory: use a smaller --context, or fewer at a time "
@@ -91,12 +93,12 @@ class Cluster:
             ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def connected(address: str, threads: int) -> Iterator[Cluster]:
     """Connect to a cluster, or start one; leave it, or end it, with the block.
 
     Args:
-        address: `local`, `auto`, `HOST:PORT` or `ray://HOST:PORT`.
+        address: `local`, `auto` or `HOST:PORT`.
         threads: CPUs that a shard takes.
 
     Raises:
@@ -106,24 +108,58 @@ def connected(address: str, threads: int) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
     import ray
 
+    # Ray tells stdout of lost workers. That is where results go, and the audit says itself how many there were.
+    with contextlib.redirect_stdout(io.StringIO()):
+        _connect(address)
+        try:
+            _check_size(address, threads)
+            yield Cluster(threads)
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    _check_answers(address)
+    options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise InputError(
-            f"--ray {address}: no cluster there ({str(error).strip().splitlines()[0]}); start one with `ray start "
-            "--head`, or give --ray local"
-        ) from error
+        raise _no_cluster(address, error) from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself asks for eight minutes where nobody answers."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
     try:
-        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-        if most < threads:
-            raise InputError(
-                f"--ray {address}: a text takes {threads} CPUs, and the largest machine of the cluster has {most:g}; "
-                "give fewer --threads"
-            )
-        yield Cluster(threads)
-    finally:
-        ray.shutdown()
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"--ray {address}: no cluster there ({_first_line(error)}); start one with `ray start --head`, or give "
+        f"--ray {LOCAL}"
+    )
+
+
+def _check_size(address: str, threads: int) -> None:
+    import ray
+
+    most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if most < threads:
+        raise InputError(
+            f"--ray {address}: a text takes {threads} CPUs, and the largest machine of the cluster has {most:g}; give "
+            "fewer --threads"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read(work: Work, shard: Shard) -> Done:

@@ -14,7 +14,7 @@ from tailbound.lab.audit.job import Result
 from tailbound.report import tables
 
 ENDS = 5
-"""Heads shown of those that need the fewest keys, and of those that need the most."""
+"""Heads, or texts, shown of those that need the fewest keys, and of those that need the most."""
 
 
 def audit(result: Result) -> Iterator[RenderableType]:
@@ -25,6 +25,8 @@ def audit(result: Result) -> Iterator[RenderableType]:
         yield _heads(result)
     if result.figures.curve:
         yield _curve(result)
+    if result.figures.texts:
+        yield _texts(result)
     if result.figures.advised:
         yield _advice(result)
     yield Text("written: " + ", ".join(str(path) for path in result.written))
@@ -57,8 +59,6 @@ def _model(result: Result) -> RenderableType:
 
 
 def _heads(result: Result) -> RenderableType:
-    ranked = sorted(result.figures.heads, key=lambda line: line[f"share_{AT:g}"])
-    ends = ranked if len(ranked) <= 2 * ENDS else [*ranked[:ENDS], *ranked[-ENDS:]]
     columns = (
         "layer.head",
         "keys needed",
@@ -84,10 +84,22 @@ def _heads(result: Result) -> RenderableType:
             tables.figure(line["looseness_interval"], ".3g"),
             tables.figure(line["looseness_box"], ".3g"),
         )
-        for line in ends
+        for line in _ends(result.figures.heads)
     )
     caption = "Interval, box: median of the certified tail over the true one. audit.json has every head"
     return tables.figures(f"Heads that need the fewest and the most keys at epsilon {AT:g}", columns, rows, caption)
+
+
+def _texts(result: Result) -> RenderableType:
+    columns = ("text", *(figure.words for figure in words.TEXT))
+    rows = ((line["text"], *(figure.of(line) for figure in words.TEXT)) for line in _ends(result.figures.texts))
+    caption = words.many(result.as_json()) + ". audit.json has every text"
+    return tables.figures(f"Texts that need the fewest and the most keys at epsilon {AT:g}", columns, rows, caption)
+
+
+def _ends(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    ranked = sorted(lines, key=lambda line: line[f"share_{AT:g}"])
+    return ranked if len(ranked) <= 2 * ENDS else [*ranked[:ENDS], *ranked[-ENDS:]]
 
 
 def _curve(result: Result) -> RenderableType:
