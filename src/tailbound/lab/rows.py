@@ -144,7 +144,13 @@ class Rows:
         Raises:
             InputError: it cannot be read.
         """
-        found = self._table(self.file(kind, part)).schema.metadata
+        from pyarrow import parquet
+
+        file = self.file(kind, part)
+        try:
+            found = parquet.read_schema(file).metadata or {}
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read the rows in {file}: {error}; give --fresh") from error
         return {name.decode(): value.decode() for name, value in found.items()}
 
     def file(self, kind: str, part: str) -> Path:

@@ -18,6 +18,7 @@ from tailbound.lab.audit.merged import Merged
 from tailbound.lab.audit.opening import Options
 from tailbound.lab.audit.shards import Done, Reader, Shard, Work
 from tailbound.lab.progress import Progress
+from tailbound.lab.rows import chosen
 
 BY, SECONDS, PEAK, LOSSES = (f"tailbound.{name}" for name in ("by", "seconds", "peak_bytes", "losses"))
 """In the metadata of a text's rows: who read it, how long that took, and what it took; workers lost before."""
@@ -44,6 +45,7 @@ class ManyTexts:
         extra = {"texts": len(texts), "names": corpus.digest(texts), "threads": self._threads}
         title = f"{len(texts)} texts of {options.texts}"
         self.store = self._opened.folder([found.ids for found in texts], title, extra)
+        self._done: set[int] = set()
         self._complete = False
 
     def _tokens(self, document: str, name: str) -> torch.Tensor:
@@ -51,19 +53,21 @@ class ManyTexts:
 
     def work(self) -> None:
         """Every text that is not there yet."""
-        missing = [shard for shard in self._shards if not self._has(shard)]
         with self._progress.task("texts", len(self._shards)) as advance:
-            for _ in range(len(self._shards) - len(missing)):
-                advance()
-            if missing:
-                for done, losses in self._read(missing):
-                    self._keep(done, losses)
+            for shard in self._shards:
+                if self.store.has(curves.KIND, shard.part) and self.store.has(ROWS, shard.part):
+                    self._done.add(shard.number)
                     advance()
+            missing = [shard for shard in self._shards if shard.number not in self._done]
+            for done, losses in self._read(missing) if missing else ():
+                self._keep(done, losses)
+                self._done.add(done.shard.number)
+                advance()
         self._complete = True
 
     def figures(self) -> Figures:
         """Of the texts that are done."""
-        done = [shard for shard in self._shards if self._has(shard)]
+        done = [shard for shard in self._shards if shard.number in self._done]
         parts = [shard.part for shard in done]
         every = Merged([self.store.file(ROWS, part) for part in parts]) if done else None
         runs = self.store.read(curves.KIND, parts) if done else {}
@@ -83,9 +87,6 @@ class ManyTexts:
             peak_bytes=max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, *peaks, 0),
             write_rows=every.write if every else None,
         )
-
-    def _has(self, shard: Shard) -> bool:
-        return self.store.has(curves.KIND, shard.part) and self.store.has(ROWS, shard.part)
 
     def _read(self, shards: Sequence[Shard]) -> Iterator[tuple[Done, int]]:
         """Shards as they are done, and how many workers were lost on each."""
@@ -122,10 +123,9 @@ def _lines(
     shards: Sequence[Shard], notes: Sequence[dict[str, str]], shares: dict[str, float], runs: dict[str, np.ndarray]
 ) -> Iterator[dict[str, Any]]:
     """A line for each text: keys needed and the answers' error at `AT`, who read it, and how long that took."""
-    ours = (runs["policy"] == curves.OURS) & (runs["epsilon"] == AT)
+    ours = chosen(runs, policy=curves.OURS, epsilon=AT)
     for shard, note in zip(shards, notes, strict=True):
-        here = ours & (runs["text"] == shard.text)
-        found = curves.summary({name: column[here] for name, column in runs.items()})
+        found = curves.summary(chosen(ours, text=shard.text))
         yield {
             "text": shard.text,
             f"share_{AT:g}": shares[shard.text],
