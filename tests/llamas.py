@@ -3,6 +3,8 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tailbound.lab import models
+
 LONG = 600
 """A prompt that is read sparsely: up to 256 keys the kernels read all of them."""
 
@@ -17,6 +19,15 @@ def llama(seed=0, **changes):
         layer.self_attn.q_proj.weight.data *= 20
         layer.self_attn.k_proj.weight.data *= 20
     return model
+
+
+def saved(folder):
+    """A folder with a small one and SmolLM2's tokenizer."""
+    model, tokenizer = llama(), models.Source("smollm2").tokenizer()
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def prompt(length=LONG, batch=1, seed=1):

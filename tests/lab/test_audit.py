@@ -15,7 +15,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from commands import Quiet, command
 from families import NAMED
-from llamas import llama
+from llamas import saved
 from tailbound.hf import Budget
 from tailbound.lab import models, rows, seals
 from tailbound.lab.audit import columns, curves, job
@@ -30,12 +30,7 @@ LAYERS, HEADS = 3, 8
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The folder of a small random decoder with SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    model = llama()
-    model.resize_token_embeddings(len(models.Source("smollm2").tokenizer()))
-    model.save_pretrained(folder)
-    models.Source("smollm2").tokenizer().save_pretrained(folder)
-    return ["--model", str(folder)]
+    return ["--model", str(saved(tmp_path_factory.mktemp("model")))]
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +103,18 @@ def test_figures_are_those_of_reproduce(small, audited, tmp_path):
     sizes = models_run.Sizes(positions=8)
     options = reproduction.Options(("decoder",), tmp_path, small[1], contexts=(400,), sizes=sizes)
     reproduction.run(options, Quiet())
-    other = rows.Rows.__new__(rows.Rows)
-    other.place = next(tmp_path.glob("decoder-*"))
-    needed = rows.chosen(other.read("needs"), n=400)
-    own = rows.Rows.__new__(rows.Rows)
-    own.place = audited[0] / "parts"
-    ours = own.read("rows")
+    needed = rows.chosen(_opened(next(tmp_path.glob("decoder-*"))).read("needs"), n=400)
+    ours = _opened(audited[0] / "parts").read("rows")
     order = np.lexsort((ours["position"], ours["head"], ours["layer"]))
     for name in ("k_0.001", "k_0.01", "k_0.05", "k_gap"):
         difference = np.abs(ours[name][order].astype(float) - needed[name])
         assert difference.max() <= 1
         assert difference.mean() < 0.002
     np.testing.assert_allclose(ours["sigma"][order], needed["sigma"], rtol=1e-3)
+
+
+def _opened(place):
+    return rows.Rows(place, json.loads((place / "settings.json").read_text())["settings"])
 
 
 def test_an_encoder(tmp_path):
@@ -251,7 +246,7 @@ def test_beginning_again_leaves_nothing_of_before(small, tmp_path):
         job.run(job.Options(tmp_path, small[1], context=400, queries=200, fresh=True), Quiet())
     assert (tmp_path / "budget.json").exists()  # nothing was begun
     result = job.run(job.Options(tmp_path, small[1], context=64, queries=4, target="none", fresh=True), Quiet())
-    assert result.complete
+    assert result.figures.complete
     assert not (tmp_path / "budget.json").exists()
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from commands import InterruptionError, Patience, Quiet, blocked, command
 from tailbound.lab.errors import InputError
@@ -19,6 +20,11 @@ def options(out, **changes):
 
 def tables(folder):
     return (folder / "report.md").read_text()
+
+
+def columns(file):
+    table = parquet.read_table(file)
+    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +64,6 @@ def test_the_report_is_whole_and_needs_nothing_else(done):
 
 def test_raw_rows_are_parquet(done):
     out, _ = done
-    from pyarrow import parquet
-
     table = parquet.read_table(out / "gaussian" / "table2")
     assert table.num_rows == 12 * len(printed.TABLE_2)
     assert table.column_names == ["n", "epsilon", "sigma", "draw", "k"]
@@ -108,6 +112,9 @@ def test_the_command_prints_one_json_object(tmp_path):
     kept = json.loads(note.read_text())
     kept["settings"]["sizes"] = gaussian.Sizes()._asdict()  # the command has no option for fewer rows
     note.write_text(json.dumps(kept))
+    again = Rows(note.parent, kept["settings"])
+    for file in note.parent.glob("*/*.parquet"):
+        again.add(file.parent.name, file.stem, columns(file))
     shown = command("reproduce", "gaussian", "--out", str(tmp_path), "--json")
     assert shown.returncode == 0, shown.stderr
     found = json.loads(shown.stdout)

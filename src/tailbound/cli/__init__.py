@@ -129,6 +129,13 @@ def audit(
     ] = Path("audit"),
     model: Model = "smollm2",
     text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's language reference.")] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Many texts instead: a folder (.txt, .md), or a pattern of files in quotes."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Read --texts on a Ray cluster: its address, auto, or local to start one.")
+    ] = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of each half of the text. Default: 2048, or fewer if made for fewer.")
     ] = None,
@@ -161,7 +168,8 @@ def audit(
         terminal.show({"written": written} if as_json else None, "written: " + ", ".join(written))
         return
     settle(seed, threads)
-    options = job.Options(out, model, text, context, queries, target, dtype, download, seed, resume, fresh)
+    asked = (model, text, context, queries, target, dtype, download, seed, resume, fresh, texts, ray, threads)
+    options = job.Options(out, *asked)
     try:
         result, stopped = job.run(options, Bars()), False
     except job.InterruptedAuditError as interruption:

@@ -19,7 +19,8 @@ SCHEMA = "tailbound.doctor/1"
 _EXTRAS = {
     "hf": ("transformers", "accelerate", "gguf", "safetensors"),
     "search": ("scikit-learn",),
-    "report": ("matplotlib", "pyarrow", "markdown-it-py"),
+    "report": ("matplotlib", "pyarrow", "polars", "plotly", "markdown-it-py"),
+    "ray": ("ray",),
     "docs": ("mkdocs-material", "mkdocstrings"),
     "dev": ("pytest", "hypothesis", "mpmath", "ruff", "pyright", "import-linter", "beartype"),
 }

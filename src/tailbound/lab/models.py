@@ -27,10 +27,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Kind(NamedTuple):
-    """Whether a model reads in both directions and writes nothing, and the positions it was made for, where it says."""
+    """Whether a model reads in both directions and writes nothing; the positions it was made for, where it says."""
 
     encoder: bool
     positions: int | None
+    layers: int
 
 
 class Source:
@@ -96,7 +97,8 @@ class Source:
                 f"{self.name} is of type {config.model_type!r}: neither a decoder nor an encoder of text by itself"
             )
         encoder = fills_in and not getattr(config, "is_decoder", False)
-        return Kind(encoder, getattr(config.get_text_config(), "max_position_embeddings", None))
+        of_text = config.get_text_config()
+        return Kind(encoder, getattr(of_text, "max_position_embeddings", None), of_text.num_hidden_layers)
 
     def writer(self) -> PreTrainedModel:
         """Read the weights, as a decoder or an encoder with its decoder ready for evaluation.

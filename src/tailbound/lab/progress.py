@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -13,3 +13,12 @@ class Progress(Protocol):
     def task(self, name: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
         """Open a task for the length of a `with` block."""
         ...
+
+
+class Silent:
+    """Progress that nobody is told of."""
+
+    @contextmanager
+    def task(self, name: str, total: int | None) -> Iterator[Callable[[], None]]:
+        """See `Progress.task`."""
+        yield lambda: None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ SETTINGS = "settings.json"
 class Rows:
     """The raw rows of one job: `<folder>/<kind>/<part>.parquet`, and what was asked for in `<folder>/settings.json`.
 
-    Files are written whole or not at all, so that an interrupted run goes on at the first part that is missing.
+    Files are written whole or not at all, so that an interrupted run goes on at the first part that is missing. Each
+    says in its metadata which job and which part it is, so that a file put there by hand is not taken for another.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Rows:
         else:
             whole(file, lambda path: path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8"))
         self.settings: dict[str, Any] = asked["settings"]
+        self._job = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
         self.notes: dict[str, Any] = asked["notes"]
 
     def _check(self, found: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -80,41 +83,50 @@ class Rows:
         (self.place / "complete").touch()
 
     def has(self, kind: str, part: str) -> bool:
-        """Whether a part is done. A file that cannot be read whole counts as missing, and is written anew."""
-        file = self._file(kind, part)
+        """Whether a part is done.
+
+        A file that cannot be read whole, or is of another job or another part, counts as missing, and is written anew.
+        """
+        file = self.file(kind, part)
         if not file.is_file():
             return False
         try:
-            _table(file)
+            self._table(file)
         except InputError:
             return False
         return True
 
-    def add(self, kind: str, part: str, columns: Columns) -> None:
+    def add(self, kind: str, part: str, columns: Columns, notes: Mapping[str, str] | None = None) -> None:
         """Write a part.
+
+        Args:
+            notes: what else its metadata say, for who looks into the file.
 
         Raises:
             InputError: it cannot be written.
         """
-        file = self._file(kind, part)
+        file = self.file(kind, part)
         try:
             file.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write {file}: {error.strerror or error}") from error
-        write_table(file, columns, {})
+        write_table(file, columns, self._label(file) | dict(notes or {}))
 
-    def read(self, kind: str) -> dict[str, np.ndarray]:
-        """All parts of a kind under one another, in the order of their names.
+    def read(self, kind: str, parts: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Parts of a kind under one another: those named, or all in the order of their names.
 
         Raises:
-            InputError: there are none, or they cannot be read.
+            InputError: there are none, or they cannot be read, or are of another job.
         """
         import pyarrow
 
-        files = sorted((self.place / kind).glob("*.parquet"))
+        if parts is None:
+            files = sorted((self.place / kind).glob("*.parquet"))
+        else:
+            files = [self.file(kind, part) for part in parts]
         if not files:
             raise InputError(f"{self.place / kind} holds no rows; run the part again with --fresh")
-        table = pyarrow.concat_tables([_table(file) for file in files], promote_options="permissive")
+        table = pyarrow.concat_tables([self._table(file) for file in files], promote_options="permissive")
         return {name: table[name].to_numpy() for name in table.column_names}
 
     def read_part(self, kind: str, part: str) -> dict[str, np.ndarray]:
@@ -123,11 +135,37 @@ class Rows:
         Raises:
             InputError: it cannot be read.
         """
-        table = _table(self._file(kind, part))
+        table = self._table(self.file(kind, part))
         return {name: table[name].to_numpy() for name in table.column_names}
 
-    def _file(self, kind: str, part: str) -> Path:
+    def notes_of(self, kind: str, part: str) -> dict[str, str]:
+        """What the metadata of a part say.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        from pyarrow import parquet
+
+        file = self.file(kind, part)
+        try:
+            found = parquet.read_schema(file).metadata or {}
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read the rows in {file}: {error}; give --fresh") from error
+        return {name.decode(): value.decode() for name, value in found.items()}
+
+    def file(self, kind: str, part: str) -> Path:
+        """Where a part is, or will be."""
         return self.place / kind / f"{part}.parquet"
+
+    def _label(self, file: Path) -> dict[str, str]:
+        return {"tailbound.job": self._job, "tailbound.part": f"{file.parent.name}/{file.stem}"}
+
+    def _table(self, file: Path) -> Any:
+        table = _table(file)
+        found = table.schema.metadata or {}
+        if any(found.get(name.encode()) != value.encode() for name, value in self._label(file).items()):
+            raise InputError(f"{file} is not of this run, or under another name than it was given; remove it")
+        return table
 
 
 class Job(NamedTuple):
@@ -139,9 +177,14 @@ class Job(NamedTuple):
     work: Callable[[Rows, Progress], None]
 
 
-def stack(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Columns of several pieces under one another."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def stack(parts: Sequence[Columns]) -> dict[str, np.ndarray]:
+    """Columns of several pieces under one another; a column that a piece lacks is NaN there."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    sizes = [len(next(iter(part.values()))) for part in parts]
+    return {
+        name: np.concatenate([part.get(name, np.full(size, np.nan)) for part, size in zip(parts, sizes, strict=True)])
+        for name in names
+    }
 
 
 def chosen(columns: Columns, **values: Any) -> dict[str, np.ndarray]:

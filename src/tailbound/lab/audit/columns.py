@@ -15,6 +15,7 @@ from tailbound.lab import needs
 from tailbound.lab.audit.policies import SINKS
 from tailbound.lab.audit.reading import logits_of
 from tailbound.lab.listening import Heard
+from tailbound.lab.rows import stack
 
 EPSILONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Budgets for which the keys needed are counted."""
@@ -70,7 +71,7 @@ def measure(heard: Heard, positions: Sequence[int], gradients: Tensor, encoder: 
             | {name: np.full(heads, value, np.int32) for name, value in placed.items()}
             | columns
         )
-    return _stack(pieces)
+    return stack(pieces)
 
 
 def cost_name(epsilon: float) -> str:
@@ -200,16 +201,4 @@ def _outputs(row: Tensor, values: Tensor, kept: Tensor) -> dict[str, float]:
         "norm_bound": float(theory.norm_bound(row, values, kept)),
         "diameter_bound": float(theory.diameter_bound(row, values, kept)),
         "variance_bound": float(theory.variance_bound(row, values, kept)),
-    }
-
-
-def _stack(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Pieces under one another; a column that a piece lacks is NaN there."""
-    names = dict.fromkeys(name for piece in pieces for name in piece)
-    heads = [len(piece["head"]) for piece in pieces]
-    return {
-        name: np.concatenate(
-            [piece.get(name, np.full(count, np.nan)) for piece, count in zip(pieces, heads, strict=True)]
-        )
-        for name in names
     }

@@ -12,7 +12,7 @@ from tailbound.lab import needs
 from tailbound.lab.audit.columns import EPSILONS, GRID
 from tailbound.lab.audit.policies import Certified, Pages, Policy, Recent, TopK, TopMass
 from tailbound.lab.audit.reading import Errors, Reading
-from tailbound.lab.rows import Rows
+from tailbound.lab.audit.store import Store
 
 KIND = "curves"
 OURS = "tailbound"
@@ -34,7 +34,7 @@ def count(reading: Reading) -> int:
     return len(EPSILONS) * len(ENCODER if reading.encoder else DECODER)
 
 
-def run(reading: Reading, rows: Rows, needed: Mapping[str, np.ndarray], advance: Callable[[], None]) -> None:
+def run(reading: Reading, rows: Store, needed: Mapping[str, np.ndarray], advance: Callable[[], None]) -> None:
     """Every budget of ours, then each policy with as many keys as ours read; what is there is not run again.
 
     Args:
@@ -67,29 +67,43 @@ def table(columns: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
 
 
 def summary(some: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Figures of one run; None where there is nothing to average."""
-    tv = some["tv"]
+    """Figures of one run, or of one on each of several texts; None where there is nothing to average.
+
+    The standard error is that of the mean over positions. Positions of a text are alike, so with several texts it is
+    that of the mean over texts.
+    """
+    tv, runs = some["tv"], some["row"] == 0
+    means = _by_text(some) if "text" in some else tv
     return {
         "positions": len(tv),
-        "share": float(some["share"][0]),
-        "bytes_share": float(some["bytes_share"][0]),
+        "share": float(some["share"][runs].mean()),
+        "bytes_share": float(some["bytes_share"][runs].mean()),
         "tv_mean": float(tv.mean()),
-        "tv_standard_error": float(tv.std(ddof=1) / math.sqrt(len(tv))) if len(tv) > 1 else None,
+        "tv_standard_error": float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None,
         "tv_max": float(tv.max()),
         "kl_mean": _mean(some["kl"]),
         "agreement": _mean(some["agrees"]),
         "loss": _mean(some["loss"]),
         "dense_loss": _mean(some["dense_loss"]),
-        "certificate_max": _mean(some["certificate_max"][:1]),
+        "certificate_max": _most(some["certificate_max"]),
     }
 
 
 def of_run(policy: Policy, errors: Errors) -> dict[str, np.ndarray]:
     """The columns that `summary` takes."""
     size = len(errors.tv)
-    found = {name: column.numpy() for name, column in errors._asdict().items()}
+    found = {"row": np.arange(size, dtype=np.int32)}
+    found |= {name: column.numpy() for name, column in errors._asdict().items()}
     figures = {"share": policy.share, "bytes_share": policy.bytes_share, "certificate_max": policy.tv_max}
     return found | {name: np.full(size, value) for name, value in figures.items()}
+
+
+def _by_text(some: dict[str, np.ndarray]) -> np.ndarray:
+    """The mean distance of each text; of a single one, of each position."""
+    names = dict.fromkeys(some["text"].tolist())
+    if len(names) == 1:
+        return some["tv"]
+    return np.array([some["tv"][some["text"] == name].mean() for name in names])
 
 
 def _equal(reading: Reading, name: str, share: float, needed: Mapping[str, np.ndarray]) -> tuple[Policy, Errors]:
@@ -112,8 +126,7 @@ def _equal(reading: Reading, name: str, share: float, needed: Mapping[str, np.nd
 
 def _columns(name: str, epsilon: float, reading: Reading, policy: Policy, errors: Errors) -> dict[str, np.ndarray]:
     size = len(errors.tv)
-    first = {"policy": np.full(size, name), "epsilon": np.full(size, epsilon), "row": np.arange(size, dtype=np.int32)}
-    return first | of_run(policy, errors)
+    return {"policy": np.full(size, name), "epsilon": np.full(size, epsilon)} | of_run(policy, errors)
 
 
 def _part(name: str, epsilon: float) -> str:
@@ -123,3 +136,8 @@ def _part(name: str, epsilon: float) -> str:
 def _mean(column: np.ndarray) -> float | None:
     some = column[~np.isnan(column)]
     return float(some.mean()) if len(some) else None
+
+
+def _most(column: np.ndarray) -> float | None:
+    some = column[~np.isnan(column)]
+    return float(some.max()) if len(some) else None

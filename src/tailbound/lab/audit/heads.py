@@ -40,24 +40,27 @@ def table(rows: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     heaviest keys pass the gap test at 0.01; `share_gap`: of keys, of the fewest that pass it; `certified_over_needed`:
     keys that the index keeps at 0.01 over those needed; medians of looseness.
     """
-    shares = {epsilon: rows[needs.k_name(epsilon)] / rows["visible"] for epsilon in EPSILONS}
-    for layer in np.unique(rows["layer"]).tolist():
-        for head in np.unique(rows["head"]).tolist():
-            here = (rows["layer"] == layer) & (rows["head"] == head)
-            some = {name: column[here] for name, column in rows.items()}
-            line: dict[str, Any] = {"layer": layer, "head": head, "rows": int(here.sum())}
-            for epsilon in EPSILONS:
-                share = shares[epsilon][here]
-                line[needs.k_name(epsilon)] = float(some[needs.k_name(epsilon)].mean())
-                line[f"share_{epsilon:g}"] = float(share.mean())
-                line[f"p95_{epsilon:g}"] = float(np.percentile(share, 95))
-                line[f"rule_{epsilon:g}"] = float(special.ndtr(-(some["sigma"] + special.ndtri(epsilon))).mean())
-            line |= {name: _mean(some[name]) for name in MEANS if name in some}
-            line["gap_pass"] = float((some["gap_16"] <= AT).mean())
-            line["share_gap"] = float((some["k_gap"] / some["visible"]).mean())
-            line["certified_over_needed"] = float(some["certified_k"].sum() / some[needs.k_name(AT)].sum())
-            line |= {name: _median_ratio(some, *pair) for name, pair in LOOSE.items()}
-            yield line
+    order = np.lexsort((rows["head"], rows["layer"]))  # stable: a head's rows stay in their order
+    layer, head = rows["layer"][order], rows["head"][order]
+    for here in np.split(order, np.flatnonzero((np.diff(layer) != 0) | (np.diff(head) != 0)) + 1):
+        some = {name: column[here] for name, column in rows.items()}
+        line: dict[str, Any] = {
+            "layer": int(some["layer"][0]),
+            "head": int(some["head"][0]),
+            "rows": len(some["visible"]),
+        }
+        for epsilon in EPSILONS:
+            share = some[needs.k_name(epsilon)] / some["visible"]
+            line[needs.k_name(epsilon)] = float(some[needs.k_name(epsilon)].mean())
+            line[f"share_{epsilon:g}"] = float(share.mean())
+            line[f"p95_{epsilon:g}"] = float(np.percentile(share, 95))
+            line[f"rule_{epsilon:g}"] = float(special.ndtr(-(some["sigma"] + special.ndtri(epsilon))).mean())
+        line |= {name: _mean(some[name]) for name in MEANS if name in some}
+        line["gap_pass"] = float((some["gap_16"] <= AT).mean())
+        line["share_gap"] = float((some["k_gap"] / some["visible"]).mean())
+        line["certified_over_needed"] = float(some["certified_k"].sum() / some[needs.k_name(AT)].sum())
+        line |= {name: _median_ratio(some, *pair) for name, pair in LOOSE.items()}
+        yield line
 
 
 def over_all(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def html(found: Found) -> str:
     """The page. What was not reached (an audit that was interrupted, or asked for no advice) is left out."""
     things = _things(found) if found["heads"] else None
     opening = board.paragraph(words.verdict(found), "lead") + board.tiles(_first(found))
-    sections = [*(_of_heads(found, things) if things else ()), *_of_answers(found, things)]
+    sections = [*(_of_heads(found, things) if things else ()), *_of_answers(found, things), *_texts(found)]
     if things:
         sections.append(_table(found, things))
     return board.render(f"Audit of {found['settings']['model']}", opening, [*sections, _made(found)], things)
@@ -88,7 +88,7 @@ def _of_answers(found: Found, things: Things | None) -> Iterator[Section]:
         answers = board.figure(
             "answers",
             page_charts.answers(found),
-            f"The mean over {found['curve'][0]['positions']} positions, with its standard error. At each epsilon a "
+            f"The mean over {_positions(found)}, with its standard error. At each epsilon a "
             "policy reads as many keys as ours does; none but ours says what it leaves out.",
         )
         yield Section("answers", "Answers of the model", answers + board.folded("The same in figures", _curve(found)))
@@ -97,6 +97,24 @@ def _of_answers(found: Found, things: Things | None) -> Iterator[Section]:
     elif found["complete"]:
         text = f"No budget is advised: {found['why_not']}."
         yield Section("budget", "The advised budget", board.paragraph(text))
+
+
+def _positions(found: Found) -> str:
+    words = f"{found['curve'][0]['positions']} positions"
+    return f"{words} of {len(found['texts'])} texts" if found.get("texts") else words
+
+
+def _texts(found: Found) -> Iterator[Section]:
+    """A line for each of many texts: how far they differ."""
+    if not found.get("texts"):
+        return
+    intro = board.paragraph(f"{words.many(found)}. Figures are means over the positions looked at in each.")
+    rows = (
+        [Cell(line["text"]), *(Cell(figure.of(line)) for figure in words.TEXT), Cell(f"{line['seconds']:,.0f}")]
+        for line in found["texts"]
+    )
+    columns = ("Text", *(figure.words for figure in words.TEXT), "Seconds")
+    yield Section("texts", "Texts", intro + board.table(columns, rows, "Texts"))
 
 
 def _curve(found: Found) -> str:

@@ -14,18 +14,20 @@ from tailbound.lab.audit.job import Result
 from tailbound.report import tables
 
 ENDS = 5
-"""Heads shown of those that need the fewest keys, and of those that need the most."""
+"""Heads, or texts, shown of those that need the fewest keys, and of those that need the most."""
 
 
 def audit(result: Result) -> Iterator[RenderableType]:
     """The verdict first; then tables."""
     yield Text(words.verdict(result.as_json()), style="bold")
-    if result.heads:
+    if result.figures.heads:
         yield _model(result)
         yield _heads(result)
-    if result.curve:
+    if result.figures.curve:
         yield _curve(result)
-    if result.advised:
+    if result.figures.texts:
+        yield _texts(result)
+    if result.figures.advised:
         yield _advice(result)
     yield Text("written: " + ", ".join(str(path) for path in result.written))
 
@@ -57,8 +59,6 @@ def _model(result: Result) -> RenderableType:
 
 
 def _heads(result: Result) -> RenderableType:
-    ranked = sorted(result.heads, key=lambda line: line[f"share_{AT:g}"])
-    ends = ranked if len(ranked) <= 2 * ENDS else [*ranked[:ENDS], *ranked[-ENDS:]]
     columns = (
         "layer.head",
         "keys needed",
@@ -84,10 +84,22 @@ def _heads(result: Result) -> RenderableType:
             tables.figure(line["looseness_interval"], ".3g"),
             tables.figure(line["looseness_box"], ".3g"),
         )
-        for line in ends
+        for line in _ends(result.figures.heads)
     )
     caption = "Interval, box: median of the certified tail over the true one. audit.json has every head"
     return tables.figures(f"Heads that need the fewest and the most keys at epsilon {AT:g}", columns, rows, caption)
+
+
+def _texts(result: Result) -> RenderableType:
+    columns = ("text", *(figure.words for figure in words.TEXT))
+    rows = ((line["text"], *(figure.of(line) for figure in words.TEXT)) for line in _ends(result.figures.texts))
+    caption = words.many(result.as_json()) + ". audit.json has every text"
+    return tables.figures(f"Texts that need the fewest and the most keys at epsilon {AT:g}", columns, rows, caption)
+
+
+def _ends(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    ranked = sorted(lines, key=lambda line: line[f"share_{AT:g}"])
+    return ranked if len(ranked) <= 2 * ENDS else [*ranked[:ENDS], *ranked[-ENDS:]]
 
 
 def _curve(result: Result) -> RenderableType:
@@ -95,12 +107,12 @@ def _curve(result: Result) -> RenderableType:
     columns = ("policy", "epsilon", "keys read", "bytes", "distance" if encoder else "next-token TV", "+-", "largest")
     columns += () if encoder else ("KL", "same token", "loss")
     rows = []
-    for epsilon in dict.fromkeys(line["epsilon"] for line in result.curve):
-        for line in result.curve:
+    for epsilon in dict.fromkeys(line["epsilon"] for line in result.figures.curve):
+        for line in result.figures.curve:
             if line["epsilon"] == epsilon:
                 rows.append(_line(line, encoder))
     caption = "Policies read as many keys as ours at the same epsilon; bytes are over dense attention's"
-    dense = result.curve[0]["dense_loss"]
+    dense = result.figures.curve[0]["dense_loss"]
     if dense is not None:
         caption += f". Loss of exact attention: {dense:.4f} nats"
     return tables.figures("Answers of the model against budgets and policies", columns, rows, caption)
@@ -134,15 +146,15 @@ def _advice(result: Result) -> RenderableType:
         "step, times faster",
     )
     rows = []
-    assert result.target is not None
-    for advice in result.advised:
+    assert result.figures.target is not None
+    for advice in result.figures.advised:
         chosen, held = advice.candidate, advice.held_out
         rows.append(
             (
                 f"epsilon {chosen.budget.default:g}" if advice.kind == "uniform" else "by head",
                 f"{chosen.policy.share:.1%}",
                 f"{chosen.policy.bytes_share:.3f}",
-                f"{result.target.value(chosen.errors):.4f}",
+                f"{result.figures.target.value(chosen.errors):.4f}",
                 f"{held.value:.4f} " + ("met" if held.met else "missed"),
                 f"{held.figures['share']:.1%}",
                 f"{held.figures['bytes_share']:.3f}",
@@ -150,7 +162,7 @@ def _advice(result: Result) -> RenderableType:
             )
         )
     return tables.figures(
-        f"Budgets for {result.target}",
+        f"Budgets for {result.figures.target}",
         columns,
         rows,
         "Held out: the second half of the text, decoded under certify and as it is, in turns. The first is budget.json",

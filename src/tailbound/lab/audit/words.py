@@ -54,6 +54,18 @@ HEAD = (
 """Of every head, at the budget that most is measured at; those that matter most come first."""
 
 
+TEXT = (
+    Figure(f"share_{AT:g}", f"Keys needed at {AT:g}", ".1%"),
+    Figure("share", f"Keys read at {AT:g}", ".1%"),
+    Figure("bytes_share", "Bytes over dense attention's", ".3f"),
+    Figure("tv_mean", "Error of the answers", ".3g"),
+    Figure("tv_max", "Largest", ".3g"),
+    Figure("agreement", "Same token", ".1%"),
+    Figure("dense_loss", "Loss of exact attention, nats", ".4f"),
+)
+"""Of every text of many; all but the first and the last of our policy at that budget."""
+
+
 def key(line: Found) -> str:
     """A head, as budgets name it."""
     return f"{line['layer']}.{line['head']}"
@@ -79,7 +91,8 @@ def verdict(found: Found) -> str:
     """What the audit comes to."""
     name = found["settings"]["model"]
     if not found["heads"]:
-        return f"{name}: interrupted before a layer was measured; --resume goes on."
+        first = "text" if "texts" in found["settings"] else "layer"
+        return f"{name}: interrupted before a {first} was measured; --resume goes on."
     model = found["model"]
     words = (
         f"{name}: at epsilon {AT:g}, {model['sparse_heads']} of {model['heads']} heads need less than a tenth of the "
@@ -87,12 +100,21 @@ def verdict(found: Found) -> str:
     )
     if not found["complete"]:
         runs = f"{len(found['curve'])} runs under budgets and policies"
-        layers = f"{found['layers_done']} of {found['layers']} layers"
-        return f"{words} Interrupted after {layers} and {runs}; --resume goes on."
+        layers = f"{found['layers_done']} of {found['layers']} layers and {runs}"
+        done = f"{len(found['texts'])} of {found['settings']['texts']} texts" if found.get("texts") else layers
+        return f"{words} Interrupted after {done}; --resume goes on."
     if not found["advised"]:
         return f"{words} No budget is advised: {found['why_not']}."
     best = found["advised"][0]
     return f"{words} Advised: {budget_name(best)}, which {_kept(best, found['target'])}."
+
+
+def many(found: Found) -> str:
+    """Who read the texts, and what was read twice."""
+    lines = found["texts"]
+    workers, lost = len({line["by"] for line in lines}), sum(line["losses"] for line in lines)
+    words = f"{len(lines)} texts, read by {workers} process{'es' if workers > 1 else ''}"
+    return words if not lost else f"{words}; {lost} lost on the way, and what they were reading was read again"
 
 
 def _kept(advice: Found, target: str) -> str:
