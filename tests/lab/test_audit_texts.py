@@ -16,7 +16,7 @@ from pyarrow import parquet
 from commands import Quiet, blocked
 from llamas import saved
 from tailbound.lab import rows
-from tailbound.lab.audit import job
+from tailbound.lab.audit import job, opening, shards
 from tailbound.lab.errors import InputError
 
 CONTEXT, QUERIES, LAYERS, HEADS = 200, 6, 3, 8
@@ -188,6 +188,13 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(package, wor
     assert (shown.returncode, shown.stderr.count("\n")) == (2, 1)
     assert words in shown.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_with_other_versions_reads_nothing(small):
+    other = tuple((opening.versions() | {"torch": "1.0"}).items())
+    work = shards.Work(small, "float32", False, False, QUERIES, 1, other)
+    with pytest.raises(InputError, match=r"has torch .* \(1.0\).*install the same on every machine"):
+        shards.Reader(work)
 
 
 def _readers(process):
