@@ -2,12 +2,15 @@
 
 import os
 
+import mpmath
 import pytest
 import torch
 
+import oracles
 from asking import INDEX_DTYPES, KERNELS, LEVELS, ask_index, level_of
 from indexes import ask_and_check, pair, same_answer
 from tailbound import KVIndex, Status
+from tailbound.bounds import hadamard
 from tailbound.engine import coding, native
 from tailbound.engine.store import Store
 
@@ -60,6 +63,26 @@ def test_kernels_write_the_codes_of_the_specification(level, dtype, width, monke
     assert ((bits_a - bits_b).abs() <= 1)[~a.marks.isnan()].all()
     torch.testing.assert_close(a.value_center, b.value_center, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(a.bounds, b.bounds, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", INDEX_DTYPES)
+@pytest.mark.parametrize("width", [1, 2, 3, 8, 18])
+def test_the_marks_that_kernels_write_are_never_below_what_they_stand_for(level, dtype, width, monkeypatch):
+    """To 60 digits, from what lies in memory: `residual >= |k - c - h H z|` and `extent >= h |z|`."""
+    monkeypatch.setenv("TAILBOUND_ISA", level)
+    gen = torch.Generator().manual_seed(width)
+    key, value = pair(gen, 1, 1, 60, width, 1, dtype)
+    store = KVIndex(key, value)._store
+    coded, page = store.coded(0, 0)
+    turned = coded.codes.double() @ hadamard.rotation(width)  # exact, as is the product with the step
+    moved = turned * coded.step.double()[:, None]
+    assert int(coded.codes.min()) >= -127
+    for i in range(len(page)):
+        away = zip(key[0, 0, i], store.center[0, 0, page[i]], moved[i], strict=True)
+        missing = mpmath.norm([oracles.exact(k) - oracles.exact(c) - oracles.exact(m) for k, c, m in away])
+        assert oracles.exact(coded.residual[i]) >= missing
+        assert oracles.exact(coded.extent[i]) >= oracles.exact(coded.step[i]) * mpmath.norm(coded.codes[i].tolist())
 
 
 @pytest.mark.parametrize("impl", KERNELS)

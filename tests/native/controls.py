@@ -9,7 +9,6 @@ one beside them hides whatever the input are not here; docs/engine.md names them
 """
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,9 @@ from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from trees import ROOT, build, changed
+
 COUNT = 150
 
 
@@ -114,7 +115,6 @@ def judge(module, inputs):
     spec = importlib.util.spec_from_file_location("tailbound._native", module)
     sys.modules["tailbound._native"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["tailbound._native"])
-    sys.path.insert(0, str(ROOT / "tests"))
     from laws import check_certificate
 
     torch.set_num_threads(1)
@@ -128,23 +128,6 @@ def judge(module, inputs):
                     raise
                 broken += 1
     return broken
-
-
-def build(tree, out):
-    folder = subprocess.run(
-        [sys.executable, "-m", "nanobind", "--cmake_dir"], capture_output=True, text=True, check=True
-    )
-    options = [
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dnanobind_DIR={folder.stdout.strip()}",
-        "-DCMAKE_CXX_FLAGS=-w",
-    ]
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if cmake is None:
-        sys.exit("cmake is missing: install it")
-    for command in ([cmake, "-S", tree, "-B", out, *options], [cmake, "--build", out, "-j2"]):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return next(Path(out).glob("_native*"))
 
 
 def caught(module, inputs):
@@ -162,16 +145,9 @@ def main(names):
         whole = shutil.copy(build(tree, out), folder)
         for name in names or CONTROLS:
             control = CONTROLS[name]
-            source = tree / "csrc" / control.source
-            before = source.read_text()
-            if before.count(control.text) != 1:
-                sys.exit(
-                    f"{name}: {control.source} holds {control.text!r} {before.count(control.text)} times, not once"
-                )
             good = caught(whole, control.inputs)
-            source.write_text(before.replace(control.text, control.instead))
-            bad = caught(build(tree, out), control.inputs)
-            source.write_text(before)
+            with changed(tree / "csrc" / control.source, control.text, control.instead, name):
+                bad = caught(build(tree, out), control.inputs)
             missed += good > 0 or bad == 0
             print(f"{name}: {good} inputs break a law as built, {bad} without it", flush=True)
     return int(missed > 0)
