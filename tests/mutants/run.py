@@ -28,7 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from trees import ROOT, StaleError, build, changed, check, copy
+from tailbound.engine import native
+from trees import ROOT, TABLES, StaleError, build, changed, check, copy, empty_tables
 
 FILE = Path(__file__).with_name("mutants.toml")
 WIDER = ("tests/bounds", "tests/theory", "tests/search", "tests/native", "tests/engine", "tests/hf")
@@ -109,6 +110,8 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.tree, self._out = folder / "tree", folder / "build"
         copy(self.tree)
+        levels = native.levels()
+        empty_tables(self.tree, [level for level in levels.built if level not in levels.cpu and level in TABLES])
         place = folder / "environment"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
         self._python = place / "bin" / "python"

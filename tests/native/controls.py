@@ -67,22 +67,20 @@ CONTROLS = {
     ),
     "kInputFlush": Control((Patch("numbers.h", "kInputFlush = 0x1p-126;", "kInputFlush = 0.0;"),), "flushed"),
     "kLeastWeight": Control(
-        (Patch("kernels.h", "kLeastWeight = 0x1p-125f;", "kLeastWeight = 0x1p-126f;"),), "least_weights", "index/avx2"
+        (Patch("kernels_avx2.cpp", "all(kLeastWeight)", "all(0x1p-126f)"),), "least_weights", "index/avx2"
     ),
     "kSumRoundings": Control(
-        (Patch("sweep.h", "kSumError = kSumRoundings", "kSumError = 0.0 * kSumRoundings"),),
+        (Patch("sweep_read.cpp", "kSumError + gamma(n)", "gamma(n)"),),
         "equal_values",
         "index/avx2",
     ),
-    "kWeightRelative": Control(
-        (Patch("kernels.h", "kWeightRelative = 0x1p-16;", "kWeightRelative = 0.0;"),), "weights_of_one_key"
-    ),
+    "kWeightRelative": Control((Patch("rows.cpp", "kFloor + kWeightRelative", "kFloor"),), "weights_of_one_key"),
     "kWeightRounding": Control(
         (Patch("answer.cpp", "kWeightRounding = 1024.0", "kWeightRounding = 0.0"),), "masses_that_move"
     ),
     "kFloor32": Control((Patch("rows.cpp", "kFloor32 = 0x1p-90;", "kFloor32 = 0.0;"),), "ends_of_tiny_logits"),
     "kExpRelative": Control(
-        (Patch("numbers.h", "kExpRelative = 0x1p-50;", "kExpRelative = 0.0;"),),
+        (Patch("kernels_scalar.cpp", "(1.0 + 2.0 * kExpRelative), 0x1p-126", "1.0, 0x1p-126"),),
         "weights_barely_above",
         given=(WORSE_EXP,),
     ),
