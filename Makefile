@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz controls sanitize bench docs wheel test-wheel clean
+.PHONY: setup demo test test-compat browser check fuzz controls mutants sanitize bench docs wheel test-wheel clean
 
 setup: $(READY)
 
@@ -51,6 +51,11 @@ fuzz: setup
 controls: setup
 	$(BIN)/pip install -q -c constraints/dev.txt nanobind cmake
 	$(BIN)/python tests/native/controls.py
+
+# Plausible bugs, put into a copy of the sources one at a time: a test must notice each.
+mutants: setup
+	$(BIN)/pip install -q -c constraints/dev.txt nanobind cmake
+	nice -n 5 $(BIN)/python tests/mutants/run.py
 
 # The native tests again, at every level, on a build that stops at the first bad address or undefined operation.
 sanitize: setup

@@ -34,11 +34,14 @@ def setups(draw):
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
     keys = torch.randn(n, width, generator=gen, dtype=torch.float64)
     query = torch.randn(width, generator=gen, dtype=torch.float64)
-    match draw(st.sampled_from(["plain", "equal", "signs", "outlier channel", "outlier key", "aligned"])):
+    match draw(st.sampled_from(["plain", "equal", "signs", "coded", "outlier channel", "outlier key", "aligned"])):
         case "equal":
             keys = keys[:1].expand(n, width).clone()
         case "signs":
             keys, query = keys.sign(), query.sign()
+        case "coded":  # by 8 bits a component, without error, around a centre of 0
+            hot = torch.eye(width, dtype=torch.float64)[torch.randint(width, (n // 2,), generator=gen)] * 127 / 64
+            keys = torch.cat([hot, -hot, torch.zeros(n % 2, width, dtype=torch.float64)])
         case "outlier channel":
             keys[:, 0] += 100.0
         case "outlier key":

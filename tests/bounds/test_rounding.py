@@ -3,7 +3,7 @@
 import mpmath
 import pytest
 import torch
-from hypothesis import given, target
+from hypothesis import example, given, target
 from hypothesis import strategies as st
 
 import oracles
@@ -57,6 +57,18 @@ def test_sums_of_masses_go_up(x):
     total = rounding.sum_up(t(*x), 0).item()
     assert total >= mpmath.fsum(mpmath.mpf(v) for v in x)
     assert (total == 0) == (not x)
+
+
+@given(part=st.floats(0, 1e300), power=st.integers(-60, 60), ratio=st.floats(0.5, 1))
+@example(part=0.0, power=0, ratio=1.0)
+def test_a_share_goes_up_and_stays_a_share(part, power, ratio):
+    rest = part * ratio * 2.0**power
+    share = rounding.share_up(t(part), t(rest)).item()
+    assert share <= 1.0
+    assert (share == 0.0) == (part == 0.0)
+    if part > 0.0:
+        x, y = oracles.exact(part), oracles.exact(rest)
+        assert share >= x / (x + y)
 
 
 @given(x=st.lists(st.floats(-1e307, 1e307), min_size=1, max_size=20))

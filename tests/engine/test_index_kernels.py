@@ -2,12 +2,15 @@
 
 import os
 
+import mpmath
 import pytest
 import torch
 
+import oracles
 from asking import INDEX_DTYPES, KERNELS, LEVELS, ask_index, level_of
 from indexes import ask_and_check, pair, same_answer
 from tailbound import KVIndex, Status
+from tailbound.bounds import Sketch, hadamard
 from tailbound.engine import coding, native
 from tailbound.engine.store import Store
 
@@ -62,6 +65,26 @@ def test_kernels_write_the_codes_of_the_specification(level, dtype, width, monke
     torch.testing.assert_close(a.bounds, b.bounds, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", INDEX_DTYPES)
+@pytest.mark.parametrize("width", [1, 2, 3, 8, 18])
+def test_the_marks_that_kernels_write_are_never_below_what_they_stand_for(level, dtype, width, monkeypatch):
+    """To 60 digits, from what lies in memory: `residual >= |k - c - h H z|` and `extent >= h |z|`."""
+    monkeypatch.setenv("TAILBOUND_ISA", level)
+    gen = torch.Generator().manual_seed(width)
+    key, value = pair(gen, 1, 1, 60, width, 1, dtype)
+    store = KVIndex(key, value)._store
+    coded, page = store.coded(0, 0)
+    turned = coded.codes.double() @ hadamard.rotation(width)  # exact, as is the product with the step
+    moved = turned * coded.step.double()[:, None]
+    assert int(coded.codes.min()) >= -127
+    for i in range(len(page)):
+        away = zip(key[0, 0, i], store.center[0, 0, page[i]], moved[i], strict=True)
+        missing = mpmath.norm([oracles.exact(k) - oracles.exact(c) - oracles.exact(m) for k, c, m in away])
+        assert oracles.exact(coded.residual[i]) >= missing
+        assert oracles.exact(coded.extent[i]) >= oracles.exact(coded.step[i]) * mpmath.norm(coded.codes[i].tolist())
+
+
 @pytest.mark.parametrize("impl", KERNELS)
 @pytest.mark.parametrize("dtype", INDEX_DTYPES)
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"softcap": 8.0}, {"sink": 2.0}, {"scale": -0.4}])
@@ -84,6 +107,28 @@ def test_kernels_answer_like_the_specification(impl, dtype, options):
         if epsilon == 0.0:
             assert (a.certificate.tv == 0).all()
             assert (a.certificate.status == Status.DENSE).all()
+
+
+@pytest.mark.parametrize("impl", ["index/torch", *KERNELS])
+@pytest.mark.parametrize("width", [3, 16, 128])
+def test_queries_along_what_the_codes_of_a_key_miss(impl, width):
+    """Where Cauchy-Schwarz is an equality, nothing but the residual keeps an upper end above its logit, one nat higher.
+
+    Logits are far apart there, so that the heaviest key left out is most of the mass left out.
+    """
+    gen = torch.Generator().manual_seed(width)
+    for scale in (1.0, -8.0):
+        key, value = pair(gen, 1, 1, 40, width, 2, torch.float32)
+        sketch = Sketch(key[0, 0])
+        rebuilt = (
+            sketch.center.double()[0]
+            + hadamard.rotate(sketch.coded.codes.double()) * sketch.coded.step.double()[:, None]
+        )
+        away = key[0, 0] - rebuilt
+        query = (away / away.square().sum(-1, keepdim=True).clamp_min(1e-12) / scale).float()[None, None]
+        index = KVIndex(key, value)
+        for epsilon in (0.05, 0.3, 0.6):
+            ask_and_check(index, query, key, value, impl, epsilon=epsilon, scale=scale)
 
 
 # Logits of 4,096 keys, by position: where the largest lie decides what weights refer to, and whether a sample
@@ -140,7 +185,7 @@ def test_every_number_of_keys_and_every_width(impl):
 
 
 @pytest.mark.parametrize("impl", KERNELS)
-@pytest.mark.parametrize(("group", "queries"), [(1, 17), (3, 6), (5, 16), (1, 40), (17, 1)])
+@pytest.mark.parametrize(("group", "queries"), [(1, 17), (3, 6), (5, 16), (1, 60), (17, 1)])
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}])
 def test_rows_beyond_one_tile_are_answered_as_if_asked_alone(impl, group, queries, options):
     gen = torch.Generator().manual_seed(3)

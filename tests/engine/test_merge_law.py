@@ -13,22 +13,24 @@ ROWS, WIDTH = 3, 4
 
 
 @st.composite
-def blocks(draw):
-    """Logits of a few rows over a few blocks of keys, values, a head and a visible set."""
+def blocks(draw, errors=(0.0, 1e-9, 0.5)):
+    """Logits of a few rows over a few blocks of keys, what each may be off by, values, a head and a visible set."""
     gen = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     sizes = draw(st.lists(st.integers(0, 6), min_size=1, max_size=6))
     scale = draw(st.sampled_from([1.0, 10.0, 300.0, 3000.0]))
     n = sum(sizes)
     logits = torch.randn(ROWS, n, generator=gen, dtype=torch.float64) * scale
+    largest = draw(st.sampled_from(errors))
+    error = largest * torch.rand(ROWS, n, generator=gen, dtype=torch.float64)
     visible = torch.rand(ROWS, n, generator=gen) > 0.2
     head = visible & (torch.rand(ROWS, n, generator=gen) > 0.4)
     values = torch.randn(n, WIDTH, generator=gen, dtype=torch.float64)
-    return sizes, logits, values, head, visible
+    return sizes, logits, error, values, head, visible
 
 
 def states(case):
-    sizes, logits, values, head, visible = case
-    parts = (x.split(sizes, -1) for x in (logits, torch.zeros_like(logits), head, visible))
+    sizes, logits, error, values, head, visible = case
+    parts = (x.split(sizes, -1) for x in (logits, error, head, visible))
     return [
         partial.from_keys(s, e, v, h, seen)
         for (s, e, h, seen), v in zip(zip(*parts, strict=True), values.split(sizes), strict=True)
@@ -77,14 +79,17 @@ def test_associative(case, cut):
 
 @given(case=blocks())
 def test_equal_to_one_pass(case):
-    _, logits, values, head, visible = case
-    same(partial.merge_all(states(case)), partial.from_keys(logits, torch.zeros_like(logits), values, head, visible))
+    _, logits, error, values, head, visible = case
+    same(partial.merge_all(states(case)), partial.from_keys(logits, error, values, head, visible))
 
 
 @given(case=blocks())
 def test_merged_tail_and_mass_bound_the_truth(case):
-    """To 60 digits: the tail is at least, the mass rounded down at most, what they stand for; so tv is sound."""
-    _, logits, _, head, visible = case
+    """To 60 digits: the tail is at least, the mass rounded down at most, what they stand for; so tv is sound.
+
+    Of all true logits within the errors, those are taken that make the tail heaviest and the head lightest.
+    """
+    _, logits, error, _, head, visible = case
     whole = partial.merge_all(states(case))
     sure, tv = finish.mass_down(whole), rounding.share_up(whole.tail, finish.mass_down(whole))
     for row in range(ROWS):
@@ -92,16 +97,16 @@ def test_merged_tail_and_mass_bound_the_truth(case):
             assert tv[row] == 0
             continue
         level = mpmath.mpf(whole.shift[row].item())
-        terms = [mpmath.exp(mpmath.mpf(s) - level) for s in logits[row].tolist()]
-        unread = mpmath.fsum(t for t, h, v in zip(terms, head[row], visible[row], strict=True) if v and not h)
-        read = mpmath.fsum(t for t, h in zip(terms, head[row], strict=True) if h)
+        away = list(zip(logits[row].tolist(), error[row].tolist(), head[row], visible[row], strict=True))
+        unread = mpmath.fsum(mpmath.exp(mpmath.mpf(s) + e - level) for s, e, h, v in away if v and not h)
+        read = mpmath.fsum(mpmath.exp(mpmath.mpf(s) - e - level) for s, e, h, _ in away if h)
         assert whole.tail[row].item() >= unread
         assert sure[row].item() <= read
         assert tv[row].item() >= unread / (read + unread)
         assert (whole.tail[row] > 0) == bool(unread > 0)
 
 
-@given(case=blocks())
+@given(case=blocks(errors=[0.0]))  # the larger of two errors may cost more than either part pays
 def test_merged_tv_lies_between_the_parts(case):
     parts = states(case)
     a, b = parts[0], parts[-1]
@@ -134,5 +139,6 @@ def test_the_tree_is_fixed(count):
     logits = torch.randn(1, count * 4, generator=gen, dtype=torch.float64)
     sizes = [4] * count
     everything = torch.ones_like(logits, dtype=torch.bool)
-    case = (sizes, logits, torch.randn(count * 4, WIDTH, generator=gen, dtype=torch.float64), everything, everything)
+    values = torch.randn(count * 4, WIDTH, generator=gen, dtype=torch.float64)
+    case = (sizes, logits, torch.zeros_like(logits), values, everything, everything)
     same(partial.merge_all(states(case)), partial.merge_all(states(case)), exactly=True)

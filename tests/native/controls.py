@@ -8,8 +8,8 @@ one beside them hides whatever the input are not here; docs/engine.md names them
     python tests/native/controls.py NAME ...   some
 """
 
+import contextlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -19,32 +19,89 @@ from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from trees import ROOT, build, changed
+
 COUNT = 150
 
 
-class Control(NamedTuple):
-    """A text in a source that stands for a constant, what replaces it, and the inputs that then break a law."""
+class Patch(NamedTuple):
+    """A text in a source of `csrc`, and what takes its place."""
 
     source: str
     text: str
     instead: str
-    inputs: str
 
+
+class Control(NamedTuple):
+    """What is dropped, and the inputs that then break a law: of certificates (below), or of contracts.py.
+
+    `given` is changed on both sides: what stands in for a worse platform, or a larger constant that hides this one.
+    """
+
+    drops: tuple[Patch, ...]
+    inputs: str
+    impl: str = "index/scalar"
+    given: tuple[Patch, ...] = ()
+
+
+SETTLE_FLOAT32 = Patch("settle.cpp", "kSumRoundings * 0x1p-24 + ", "")
+WORSE_EXP = Patch(
+    "kernels_scalar.cpp", "std::exp(from) * (1.0 + 2.0", "std::exp(from) * (1.0 - 7.0 * kUnit) * (1.0 + 2.0"
+)
 
 CONTROLS = {
-    "kRound32": Control("rows.cpp", "kRound32 = 0x1p-20;", "kRound32 = 0.0;", "exact_keys"),
+    "kRound32": Control((Patch("rows.cpp", "kRound32 = 0x1p-20;", "kRound32 = 0.0;"),), "exact_keys"),
     "coding": Control(
-        "coding.h", "{norm, unit, up(up(norm_up(word", "{norm, unit, 0.0 * up(up(norm_up(word", "coded_query"
+        (Patch("coding.h", "{norm, unit, up(up(norm_up(word", "{norm, unit, 0.0 * up(up(norm_up(word"),), "coded_query"
     ),
     "residual": Control(
-        "coding.h", "bfloat16_up(residual)", "to_bfloat16(static_cast<float>(residual))", "one_component"
+        (Patch("coding.h", "bfloat16_up(residual)", "to_bfloat16(static_cast<float>(residual))"),), "one_component"
     ),
-    "logit_roundings": Control("rows.cpp", "(gamma32(kernels", "(0.0 * gamma32(kernels", "opposite_keys"),
-    "unit_roundoff": Control("answer.cpp", "(unit_roundoff(store.dtype)", "(0.0 * unit_roundoff(store.dtype)", "casts"),
+    "logit_roundings": Control((Patch("rows.cpp", "(gamma32(kernels", "(0.0 * gamma32(kernels"),), "opposite_keys"),
+    "unit_roundoff": Control(
+        (Patch("answer.cpp", "(unit_roundoff(store.dtype)", "(0.0 * unit_roundoff(store.dtype)"),), "casts"
+    ),
     "smallest_step": Control(
-        "answer.cpp", "(smallest_step(store.dtype)", "(0.0 * smallest_step(store.dtype)", "denormal_casts"
+        (Patch("answer.cpp", "(smallest_step(store.dtype)", "(0.0 * smallest_step(store.dtype)"),), "denormal_casts"
     ),
+    "kInputFlush": Control((Patch("numbers.h", "kInputFlush = 0x1p-126;", "kInputFlush = 0.0;"),), "flushed"),
+    "kLeastWeight": Control(
+        (Patch("kernels_avx2.cpp", "all(kLeastWeight)", "all(0x1p-126f)"),), "least_weights", "index/avx2"
+    ),
+    "kSumRoundings": Control(
+        (Patch("sweep_read.cpp", "kSumError + gamma(n)", "gamma(n)"),),
+        "equal_values",
+        "index/avx2",
+    ),
+    "kWeightRelative": Control((Patch("rows.cpp", "kFloor + kWeightRelative", "kFloor"),), "weights_of_one_key"),
+    "kWeightRounding": Control(
+        (Patch("answer.cpp", "kWeightRounding = 1024.0", "kWeightRounding = 0.0"),), "masses_that_move"
+    ),
+    "kFloor32": Control((Patch("rows.cpp", "kFloor32 = 0x1p-90;", "kFloor32 = 0.0;"),), "ends_of_tiny_logits"),
+    "kExpRelative": Control(
+        (Patch("kernels_scalar.cpp", "(1.0 + 2.0 * kExpRelative), 0x1p-126", "1.0, 0x1p-126"),),
+        "weights_barely_above",
+        given=(WORSE_EXP,),
+    ),
+    "shrink": Control((Patch("scan.inc", " * (1.0f + 0x1p-22f)", ""),), "shrunk_weights"),
+    "shrink-scalar": Control(
+        (
+            Patch(
+                "kernels_scalar.cpp",
+                "float_up(static_cast<double>(weights[i]) * static_cast<double>(factor))",
+                "weights[i] * factor",
+            ),
+        ),
+        "shrunk_weights",
+    ),
+    "settle-float32": Control((SETTLE_FLOAT32,), "cut_from_a_float32_sum"),
+    "settle-float64": Control(
+        (Patch("settle.cpp", "static_cast<double>(n + 1) * 0x1p-52", "0.0"),),
+        "cut_from_a_float64_sum",
+        given=(SETTLE_FLOAT32,),
+    ),
+    "pairs": Control((Patch("gathering.inc", "(kPairs ? 3.0 : 1.0)", "1.0"),), "logits_of_pairs"),
 }
 
 
@@ -109,20 +166,45 @@ def denormal_casts(gen):
     yield case(uniform(gen, -1, 1, 1, 4), uniform(gen, -1, 1, 3, 4), small, 0.0, torch.float16)
 
 
-def judge(module, inputs):
+def flushed(gen):
+    """Denormals read as zero, in a query or in keys: logits that lie in them."""
+    tiny, large = 2.0**-130, 2.0**126
+    query, key = uniform(gen, -1, 1, 1, 4), uniform(gen, -1, 1, 14, 4)
+    for denormal, other in ((tiny, large), (large, tiny)):
+        yield case(query * denormal, key * other, uniform(gen, -1, 1, 14, 2), 0.3)
+
+
+def least_weights(gen):
+    """Keys that are left out, where the exponential of a vector kernel has ended and the truth has not."""
+    end = -float(uniform(gen, 87.01, 87.3, 1))
+    key = torch.tensor([[0.0]] + [[end]] * 40)
+    yield case(torch.ones(1, 1), key, uniform(gen, -1, 1, 41, 1), 0.3)
+
+
+def equal_values(gen):
+    """Many keys, one value: the exact answer is that value, and what is left is the order of the sums."""
+    value = uniform(gen, 1, 1.5, 1, 1).expand(300, 1)
+    yield case(uniform(gen, -1, 1, 1, 4), uniform(gen, -1, 1, 300, 4), value, 0.0)
+
+
+def judge(module, inputs, impl):
     """How many stored inputs break a law, with the kernels of a built module."""
     spec = importlib.util.spec_from_file_location("tailbound._native", module)
     sys.modules["tailbound._native"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["tailbound._native"])
-    sys.path.insert(0, str(ROOT / "tests"))
+    if inputs not in globals():
+        import contracts
+
+        return getattr(contracts, inputs)(contracts.load(Path(module).with_name("libcontracts.so")))
     from laws import check_certificate
 
     torch.set_num_threads(1)
+    torch.set_flush_denormal(inputs == "flushed")
     broken = 0
     for seed in range(COUNT):
         for one in globals()[inputs](torch.Generator().manual_seed(seed)):
             try:
-                check_certificate(one, "index/scalar")
+                check_certificate(one, impl)
             except AssertionError as error:
                 if "below the truth" not in str(error):
                     raise
@@ -130,26 +212,18 @@ def judge(module, inputs):
     return broken
 
 
-def build(tree, out):
-    folder = subprocess.run(
-        [sys.executable, "-m", "nanobind", "--cmake_dir"], capture_output=True, text=True, check=True
-    )
-    options = [
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dnanobind_DIR={folder.stdout.strip()}",
-        "-DCMAKE_CXX_FLAGS=-w",
-    ]
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if cmake is None:
-        sys.exit("cmake is missing: install it")
-    for command in ([cmake, "-S", tree, "-B", out, *options], [cmake, "--build", out, "-j2"]):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return next(Path(out).glob("_native*"))
+def caught(module, control):
+    command = [sys.executable, __file__, "--judge", str(module), control.inputs, control.impl]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def caught(module, inputs):
-    command = [sys.executable, __file__, "--judge", str(module), inputs]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+CONTRACTS = """
+add_library(contracts SHARED contracts.cpp)
+target_include_directories(contracts PRIVATE csrc)
+target_compile_options(contracts PRIVATE -O2 -ffp-contract=off)
+target_compile_definitions(contracts PRIVATE $<TARGET_PROPERTY:tailbound_kernels,COMPILE_DEFINITIONS>)
+target_link_libraries(contracts PRIVATE tailbound_kernels Threads::Threads ${CMAKE_DL_LIBS})
+"""
 
 
 def main(names):
@@ -157,21 +231,25 @@ def main(names):
     with tempfile.TemporaryDirectory() as folder:
         tree, out = Path(folder, "tree"), Path(folder, "build")
         tree.mkdir()
-        shutil.copy(ROOT / "CMakeLists.txt", tree)
+        (tree / "CMakeLists.txt").write_text((ROOT / "CMakeLists.txt").read_text() + CONTRACTS)
+        shutil.copy(Path(__file__).with_name("contracts.cpp"), tree)
         shutil.copytree(ROOT / "csrc", tree / "csrc")
-        whole = shutil.copy(build(tree, out), folder)
+
+        def tried(control, patches):
+            with contextlib.ExitStack() as stack:
+                for patch in patches:
+                    stack.enter_context(changed(tree / "csrc" / patch.source, patch.text, patch.instead, name))
+                return caught(build(tree, out), control)
+
+        build(tree, out)
+        whole = Path(folder, "whole")
+        whole.mkdir()
+        for library in (next(out.glob("_native*")), out / "libcontracts.so"):
+            shutil.copy(library, whole)
         for name in names or CONTROLS:
             control = CONTROLS[name]
-            source = tree / "csrc" / control.source
-            before = source.read_text()
-            if before.count(control.text) != 1:
-                sys.exit(
-                    f"{name}: {control.source} holds {control.text!r} {before.count(control.text)} times, not once"
-                )
-            good = caught(whole, control.inputs)
-            source.write_text(before.replace(control.text, control.instead))
-            bad = caught(build(tree, out), control.inputs)
-            source.write_text(before)
+            good = tried(control, control.given) if control.given else caught(next(whole.glob("_native*")), control)
+            bad = tried(control, control.given + control.drops)
             missed += good > 0 or bad == 0
             print(f"{name}: {good} inputs break a law as built, {bad} without it", flush=True)
     return int(missed > 0)
