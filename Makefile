@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls sanitize bench docs wheel clean
+.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls sanitize races bench docs wheel clean
 
 setup: $(READY)
 
@@ -63,6 +63,10 @@ controls: setup
 # The native tests again, at every level, on a build that stops at the first bad address or undefined operation.
 sanitize: setup
 	scripts/sanitize.sh $(BIN)/python $(WORKERS)
+
+# The kernels on several threads, on a build that stops at the first race.
+races:
+	scripts/races.sh
 
 bench: setup
 	$(BIN)/tailbound bench decode
