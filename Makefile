@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz controls mutants sanitize bench docs wheel test-wheel clean
+.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize races bench docs wheel test-wheel clean
 
 setup: $(READY)
 
@@ -43,9 +43,17 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+fuzz: fuzz-laws fuzz-kernels
+
 # The laws again, with thousands of random examples instead of a fixed few.
-fuzz: setup
+fuzz-laws: setup
 	TAILBOUND_PROFILE=fuzz $(BIN)/python -m pytest -n $(WORKERS) tests/engine tests/theory tests/bounds
+
+# libFuzzer on the kernels without Python; with FUZZ_MINUTES=0 the stored inputs alone, in a minute.
+FUZZ_MINUTES ?= 10
+
+fuzz-kernels:
+	scripts/fuzz.sh $(FUZZ_MINUTES) $(PYTHON)
 
 # Kernels without one constant at a time: stored inputs must break a law.
 controls: setup
@@ -60,6 +68,10 @@ mutants: setup
 # The native tests again, at every level, on a build that stops at the first bad address or undefined operation.
 sanitize: setup
 	scripts/sanitize.sh $(BIN)/python $(WORKERS)
+
+# The kernels on several threads, on a build that stops at the first race.
+races:
+	scripts/races.sh
 
 bench: setup
 	$(BIN)/tailbound bench decode

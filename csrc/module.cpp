@@ -5,8 +5,11 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -14,6 +17,10 @@
 #include "attend.h"
 #include "kernels.h"
 #include "level.h"
+
+#if defined(__linux__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -25,6 +32,46 @@ int32_t control(const std::string& error, int64_t n);
 #endif
 
 namespace {
+
+std::atomic<bool> closing{false};
+std::atomic<int> in_flight{0}, parked{0};
+
+bool is_daemon() { return nb::cast<bool>(nb::module_::import_("threading").attr("current_thread")().attr("daemon")); }
+
+// The GIL, given up for the length of a call. A daemon thread that wants it back while the interpreter ends is ended there,
+// in the middle of C++, and the process aborts with it (up to Python 3.13; later it sleeps). So `drain`, which runs at exit,
+// waits for the calls in flight, and a daemon's next call sleeps until the process is gone.
+class WithoutGil {
+ public:
+  WithoutGil() {
+    if (closing) {
+      if (!is_daemon()) return;  // keeps the GIL, and so nobody ends it
+      ++parked;
+      PyEval_SaveThread();
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+    ++in_flight;
+    state_ = PyEval_SaveThread();
+  }
+  ~WithoutGil() {
+    if (!state_) return;
+    PyEval_RestoreThread(state_);
+    --in_flight;
+  }
+  WithoutGil(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_ = nullptr;
+};
+
+// A tenth of a second is granted to daemons between their calls: what torch does there aborts as well.
+void drain() {
+  const int daemons = in_flight;
+  closing = true;
+  nb::gil_scoped_release release;
+  while (in_flight > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  for (int waited = 0; parked < daemons && waited < 100; ++waited) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
 
 std::vector<std::string> names(const std::vector<tailbound::Level>& levels) {
   std::vector<std::string> out;
@@ -42,7 +89,7 @@ int32_t dot_int8(Codes a, Codes b) {
     throw std::invalid_argument("codes have " + std::to_string(a.shape(0)) + " elements; the int32 sum is exact up to " +
                                 std::to_string(tailbound::kDotInt8MaxLength));
   const tailbound::Kernels& k = tailbound::kernels(tailbound::active_level());
-  nb::gil_scoped_release release;
+  const WithoutGil release;
   return k.dot_int8(a.data(), b.data(), a.shape(0));
 }
 
@@ -70,7 +117,7 @@ void append(const tailbound::Store& store, Address key, Strides key_strides, Add
   const tailbound::Kernels& k = tailbound::kernels(tailbound::active_level());
   const auto [kb, kh, kr] = key_strides;
   const auto [vb, vh, vr] = value_strides;
-  nb::gil_scoped_release release;
+  const WithoutGil release;
   tailbound::append(k, store, {at<const uint8_t>(key), kb, kh, kr}, {at<const uint8_t>(value), vb, vh, vr}, start, stop, count,
                     threads);
   at<int64_t>(span)[0] = start;
@@ -113,7 +160,7 @@ Counts attend(const tailbound::Store& store, Address query, Strides strides, int
   r.kept_set = at<uint8_t>(kept_set);
   int64_t counts[5];
   r.counts = counts;
-  nb::gil_scoped_release release;
+  const WithoutGil release;
   const int64_t bad = tailbound::attend(k, level, store, r, threads);
   return {bad, counts[0], counts[1], counts[2], counts[3], counts[4]};
 }
@@ -121,6 +168,11 @@ Counts attend(const tailbound::Store& store, Address query, Strides strides, int
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // daemon threads hold on to an index until the end, which is no leak
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function(&drain));
+#if defined(__linux__) || defined(__APPLE__)
+  pthread_atfork(nullptr, nullptr, [] { in_flight = 0; });  // the threads of those calls are not in the child
+#endif
   m.def("cpu_levels", [] { return names(tailbound::cpu_levels()); });
   m.def("built_levels", [] { return names(tailbound::built_levels()); });
   m.def("active_level", [] { return std::string(tailbound::name(tailbound::active_level())); });

@@ -8,6 +8,7 @@
 #if defined(__linux__)
 #include <dlfcn.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -32,6 +33,13 @@ struct OpenMp {
   Parallel parallel = nullptr;
   Count thread = nullptr, count = nullptr;
 };
+
+// A child that fork made has none of OpenMP's threads, and libgomp would wait for them for ever. Torch may have started
+// them, so whether this code had a team before says nothing.
+std::atomic<bool> forked{false};
+#if defined(__linux__)
+[[maybe_unused]] const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
 
 // libgomp's entry points, which libomp has too, as loaded by torch.
 const OpenMp& openmp() {
@@ -110,7 +118,7 @@ void run_team(int threads, void (*work)(void*, const Team&), void* data) {
     return;
   }
   const OpenMp& omp = openmp();
-  if (omp.parallel && omp.thread && omp.count) {
+  if (omp.parallel && omp.thread && omp.count && !forked) {
     Job job;
     job.work = work;
     job.data = data;

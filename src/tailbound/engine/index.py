@@ -16,7 +16,8 @@ class KVIndex:
     """Keys and values that certified attention can read sparsely: each key has an int8 sketch with a stored residual.
 
     The index owns copies, and grows in place by a quarter at a time. Beside a key and its value it holds at most D + 8
-    bytes a KV head. Not for use from several threads at once while it changes.
+    bytes a KV head. Several threads may ask it at once; a change that meets a question or another change is refused
+    (docs/hardening.md).
 
     >>> key, value = torch.randn(1, 2, 500, 16), torch.randn(1, 2, 500, 16)
     >>> index = KVIndex(key, value)
@@ -88,10 +89,16 @@ class KVIndex:
 
         Raises:
             ValueError, TypeError: what does not fit.
+            RuntimeError: another thread is asking or changing the index; so with every change.
         """
         if not fits(key, value, self._store):
             check_stored(key, value, self._store)
-        self._write(key, value)
+        turns, token = self._store.turns, object()
+        try:
+            turns.change(token, "append")
+            self._write(key, value)
+        finally:
+            turns.done(token)
 
     def crop(self, length: int) -> None:
         """Keep the first `length` keys.
@@ -99,8 +106,7 @@ class KVIndex:
         Raises:
             ValueError: length is negative or more than are held.
         """
-        self._check_count("length", length)
-        self._store.place(self._store.start, self._store.start + length)
+        self._shorten("crop", "length", length)
 
     def drop_front(self, count: int) -> None:
         """Forget the first `count` keys, as a sliding window does; their room is used again when the index is full.
@@ -108,8 +114,7 @@ class KVIndex:
         Raises:
             ValueError: count is negative or more than are held.
         """
-        self._check_count("count", count)
-        self._store.place(self._store.start + count, self._store.stop)
+        self._shorten("drop_front", "count", count)
 
     def reorder(self, batch_indices: Tensor) -> None:
         """Make batch entry i what entry `batch_indices[i]` is now; entries may repeat or be left out.
@@ -129,8 +134,13 @@ class KVIndex:
                 f"batch_indices has shape {tuple(batch_indices.shape)} and entries {batch_indices.flatten().tolist()}; "
                 f"it must be one-dimensional, with entries from 0 to {batch - 1}"
             )
-        self._store.select(batch_indices)
-        self._handle = None
+        turns, token = self._store.turns, object()
+        try:
+            turns.change(token, "reorder")
+            self._store.select(batch_indices)
+            self._handle = None
+        finally:
+            turns.done(token)
 
     def attend(
         self,
@@ -169,13 +179,19 @@ class KVIndex:
         Raises:
             ValueError: shapes, devices or numbers that do not fit, or an `impl` that cannot serve the call.
             TypeError: dtypes that do not fit.
+            RuntimeError: another thread is changing the index.
 
         Source: the interval sketch of docs/engine.md; Tzachristas et al. 2025, Lemma 4.1 and Thm 5.2.
         """
         question = Question(query, epsilon, scale, attn_mask, is_causal, softcap, sink, impl)
         if torch.compiler.is_compiling():
             return ops.traced(question, self._store, return_kept)
-        return ask(question, self._store, self._native(), return_kept)
+        turns, token = self._store.turns, object()
+        try:
+            turns.ask(token)
+            return ask(question, self._store, self._native(), return_kept)
+        finally:
+            turns.done(token)
 
     def __getstate__(self) -> dict[str, object]:
         """Copies hold their own buffers: addresses stay behind."""
@@ -200,6 +216,18 @@ class KVIndex:
             coding.write(self._store, key, value)
         else:
             handle.append(self._store, key, value)
+
+    def _shorten(self, change: str, name: str, count: int) -> None:
+        turns, token, store = self._store.turns, object(), self._store
+        try:
+            turns.change(token, change)
+            self._check_count(name, count)
+            if change == "crop":
+                store.place(store.start, store.start + count)
+            else:
+                store.place(store.start + count, store.stop)
+        finally:
+            turns.done(token)
 
     def _check_count(self, name: str, count: int) -> None:
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= len(self):

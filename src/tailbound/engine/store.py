@@ -6,7 +6,7 @@ cropping moves `stop`. Nothing here decides anything: this is where things lie, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from tailbound.bounds.interval import STORED_BYTES, Coded, page_size
 from tailbound.engine.finish import ValueBall
 from tailbound.engine.packing import BLOCK, unpack
+from tailbound.engine.turns import Turns
 
 GROWTH = 1.25
 """A full store grows by a quarter: appending costs a bounded number of copies of each key, and slack stays small."""
@@ -33,6 +34,7 @@ class Store:
         bounds: float64 (B, Hkv, 4): at least the distance of every finite value from `value_center`, the norm of every
             finite value, the norm of every finite key; and 1 if a key was ever flagged.
         span: int64 (2,) on the CPU: start, stop. A tensor, so that a compiled graph does not depend on it.
+        turns: which threads are at work on these buffers.
     """
 
     key: Tensor
@@ -45,6 +47,7 @@ class Store:
     span: Tensor
     start: int = 0
     stop: int = 0
+    turns: Turns = field(default_factory=Turns, repr=False, compare=False)
 
     @classmethod
     @torch.inference_mode(False)  # inference tensors cannot be changed outside, and do not count writes to them
@@ -70,7 +73,8 @@ class Store:
 
     @torch.inference_mode(False)
     def __deepcopy__(self, memo: dict[int, object]) -> Store:
-        return replace(self, **{field.name: getattr(self, field.name).clone() for field in fields(self)[:8]})
+        clones = {part.name: getattr(self, part.name).clone() for part in fields(self)[:8]}
+        return replace(self, **clones, turns=Turns())
 
     @property
     def width(self) -> int:
@@ -94,7 +98,7 @@ class Store:
 
     def tensors(self) -> list[Tensor]:
         """The buffers, in the order in which kernels take them."""
-        return [getattr(self, field.name) for field in fields(self)[:8]]
+        return [getattr(self, part.name) for part in fields(self)[:8]]
 
     def nbytes(self) -> int:
         """Bytes of all buffers, unused room included."""
