@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz controls sanitize bench docs wheel test-wheel clean
+.PHONY: setup demo test test-compat browser check fuzz controls sanitize cross bench docs wheel test-wheel clean
 
 setup: $(READY)
 
@@ -55,6 +55,10 @@ controls: setup
 # The native tests again, at every level, on a build that stops at the first bad address or undefined operation.
 sanitize: setup
 	scripts/sanitize.sh $(BIN)/python $(WORKERS)
+
+# The AArch64 kernels, cross-compiled and held to the scalar oracle under qemu. Needs no environment; says what is missing.
+cross:
+	WORKERS=$(WORKERS) $(PYTHON) tests/native/cross/run.py
 
 bench: setup
 	$(BIN)/tailbound bench decode
