@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize races bench docs wheel test-wheel clean
+.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench docs wheel test-wheel clean
 
 setup: $(READY)
 
@@ -72,6 +72,10 @@ sanitize: setup
 # The kernels on several threads, on a build that stops at the first race.
 races:
 	scripts/races.sh
+
+# The AArch64 kernels, cross-compiled and held to the scalar oracle under qemu. Needs no environment; says what is missing.
+cross:
+	WORKERS=$(WORKERS) $(PYTHON) tests/native/cross/run.py
 
 bench: setup
 	$(BIN)/tailbound bench decode

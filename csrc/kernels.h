@@ -129,6 +129,9 @@ extern const Kernels kAvx512VnniKernels;
 #ifdef TAILBOUND_HAS_AVX512BF16
 extern const Kernels kAvx512Bf16Kernels;
 #endif
+#ifdef TAILBOUND_HAS_NEONDOT
+extern const Kernels kNeonDotKernels;
+#endif
 
 const Kernels& kernels(Level level);
 

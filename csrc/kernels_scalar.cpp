@@ -153,6 +153,9 @@ const Kernels& kernels(Level level) {
 #ifdef TAILBOUND_HAS_AVX512BF16
     case Level::Avx512Bf16: return kAvx512Bf16Kernels;
 #endif
+#ifdef TAILBOUND_HAS_NEONDOT
+    case Level::NeonDot: return kNeonDotKernels;
+#endif
     default: throw std::logic_error(std::string("no kernels were built for ") + name(level));
   }
 }

@@ -12,12 +12,21 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define TAILBOUND_ARM64 1
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
 #endif
 
 namespace tailbound {
 namespace {
 
-constexpr Level kAll[] = {Level::Scalar, Level::Avx2, Level::Avx512Vnni, Level::Avx512Bf16};
+constexpr Level kAll[] = {Level::Scalar, Level::Avx2, Level::Avx512Vnni, Level::Avx512Bf16, Level::NeonDot};
 
 #ifdef TAILBOUND_X86
 struct Registers {
@@ -51,6 +60,25 @@ uint64_t xcr0() {
 constexpr bool bit(uint32_t word, int index) { return (word >> index) & 1u; }
 #endif
 
+#ifdef TAILBOUND_ARM64
+// The identification registers are for the operating system to read: programs ask it. Numbers that older headers lack.
+bool has_dot_product() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#elif defined(_WIN32)
+  constexpr DWORD kDotProduct = 43;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+  return IsProcessorFeaturePresent(kDotProduct) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 std::string join(const std::vector<Level>& levels) {
   std::string text;
   for (Level level : levels) text += (text.empty() ? "" : ", ") + std::string(name(level));
@@ -69,6 +97,7 @@ const char* name(Level level) {
     case Level::Avx2: return "avx2";
     case Level::Avx512Vnni: return "avx512vnni";
     case Level::Avx512Bf16: return "avx512bf16";
+    case Level::NeonDot: return "neondot";
   }
   return "unknown";
 }
@@ -93,6 +122,8 @@ std::vector<Level> detect() {
   if (!(zmm_saved && avx512 && vnni)) return levels;
   levels.push_back(Level::Avx512Vnni);
   if (seven.eax >= 1 && bit(cpuid(7, 1).eax, 5)) levels.push_back(Level::Avx512Bf16);
+#elif defined(TAILBOUND_ARM64)
+  if (has_dot_product()) levels.push_back(Level::NeonDot);
 #endif
   return levels;
 }
@@ -116,6 +147,9 @@ const std::vector<Level>& built_levels() {
 #endif
 #ifdef TAILBOUND_HAS_AVX512BF16
       Level::Avx512Bf16,
+#endif
+#ifdef TAILBOUND_HAS_NEONDOT
+      Level::NeonDot,
 #endif
   };
   return levels;

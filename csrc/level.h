@@ -7,7 +7,7 @@
 
 namespace tailbound {
 
-enum class Level { Scalar = 0, Avx2 = 1, Avx512Vnni = 2, Avx512Bf16 = 3 };
+enum class Level { Scalar = 0, Avx2 = 1, Avx512Vnni = 2, Avx512Bf16 = 3, NeonDot = 4 };
 
 const char* name(Level level);
 

@@ -162,7 +162,7 @@ def unpacked(packed: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(part).view(dtype) for part, dtype in zip(parts, PACKED, strict=True)]
 
 
-ISA = ("torch", "scalar", "avx2", "avx512vnni", "avx512bf16")
+ISA = ("torch", "scalar", "avx2", "avx512vnni", "avx512bf16", "neondot")
 """What computes: torch, or a table of native kernels by instruction set level, lowest first."""
 
 

@@ -49,7 +49,7 @@ def test_every_level_is_exact_at_every_length_and_at_the_ends_of_the_codes(level
     assert shown.stdout.strip() == f"{level} ok", shown.stderr
 
 
-@pytest.mark.parametrize("level", ["avx9", "avx512vnni", "neon"])
+@pytest.mark.parametrize("level", ["avx9", "avx512vnni", "neon", "neondot"])
 def test_a_level_that_cannot_run_is_refused_not_replaced(level):
     if level in USABLE:
         level = "avx9"
