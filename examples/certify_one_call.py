@@ -1,7 +1,7 @@
 """Certify one attention call, and check the certificate from outside.
 
-A query asks 4,096 keys under four budgets. Beside each certificate stands the truth, worked out here in float64 from the
-kept set that the call returns: it never exceeds the certificate.
+A query asks 4,096 keys under four budgets. Beside each certificate stands the truth, worked out here in float64 from
+the kept set that the call returns: it never exceeds the certificate.
 
 Run: python examples/certify_one_call.py
 """
