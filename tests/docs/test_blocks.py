@@ -1,7 +1,7 @@
 """Every block of the documentation: Python runs, commands parse, JSON loads; what does not run says so where it stands.
 
-The blocks of a page share a namespace, from top to bottom. A page may use `model` and `inputs`: a small random Llama and a
-prompt, as good as any for what is shown. Under a block, two notes change what happens:
+The blocks of a page share a namespace, from top to bottom. A page may use `model` and `inputs`: a small random Llama
+and a prompt, as good as any for what is shown. Under a block, two notes change what happens:
 
     *Run by `make examples`, not by `make test`: <why>.*     needs TAILBOUND_EXAMPLES
     *Not run: <why>.*                                        never runs
@@ -123,5 +123,5 @@ def parse(arguments):
 
 
 def test_a_command_with_an_unknown_option_is_noticed():
-    with pytest.raises(Exception, match="no-such-option|No such option"):
+    with pytest.raises(Exception, match=r"[Nn]o such option|no-such-option"):
         parse(["bench", "decode", "--no-such-option"])

@@ -1,4 +1,4 @@
-"""Pages keep their promises: tables are those of docs/results, limits are stated, links of the README lead somewhere."""
+"""Pages keep their word: tables are those of docs/results, limits are stated, links of the README lead somewhere."""
 
 import importlib.util
 import re
