@@ -55,27 +55,27 @@ def decode(run: str) -> str:
     columns = (
         "contestant",
         "epsilon",
-        *(f"times faster than {peer}" for peer in (FOLDED, GQA, DENSE)),
-        "times faster than reading K and V once",
-        "keys kept / oracle",
-        "keys kept",
-        "MB read",
         "certified TV",
         "true TV",
         "violations",
+        *(f"times faster than {peer}" for peer in (FOLDED, GQA, DENSE)),
+        "than reading K and V once",
+        "keys kept / oracle",
+        "keys kept",
+        "MB read",
     )
     cells = (
         (
             name(row),
             f"{row['epsilon']:g}" if row["epsilon"] else "",
+            figure(row["tv_max"], ".5f"),
+            figure(row["true_tv_max"], ".5f"),
+            "" if row["tv_max"] is None else str(row["violations"]),
             *("" if peer == row["contestant"] else words(row["ratio"][peer]) for peer in (FOLDED, GQA, DENSE)),
             "" if row["contestant"] == "read" else words(row["limit_ratio"]),
             figure(row["kept_over_oracle"], ".3f"),
             figure(row["kept_share"], ".1%"),
             f"{row['bytes_read'] / 1e6:.1f}",
-            figure(row["tv_max"], ".5f"),
-            figure(row["true_tv_max"], ".5f"),
-            "" if row["tv_max"] is None else str(row["violations"]),
         )
         for row in rows(run)
     )
@@ -87,24 +87,24 @@ def short(run: str) -> str:
     columns = (
         "kernels",
         "epsilon",
+        "certified TV",
+        "true TV",
         "SDPA, group folded",
         "SDPA `enable_gqa`",
         "our dense kernel",
         "reading K and V once",
         "keys kept / oracle",
-        "certified TV",
-        "true TV",
     )
     some = [row for row in rows(run) if row["contestant"] == "tailbound" and row["isa"] != "scalar"]
     cells = (
         (
             {"avx2": "AVX2", "avx512vnni": "AVX-512 VNNI", "avx512bf16": "AVX-512 BF16"}[row["isa"]],
             f"{row['epsilon']:g}",
+            figure(row["tv_max"], ".5f"),
+            figure(row["true_tv_max"], ".5f"),
             *(f"{row['ratio'][peer]['median']:.2f}" for peer in (FOLDED, GQA, DENSE)),
             f"{row['limit_ratio']['median']:.2f}",
             figure(row["kept_over_oracle"], ".3f"),
-            figure(row["tv_max"], ".5f"),
-            figure(row["true_tv_max"], ".5f"),
         )
         for row in some
     )
@@ -115,15 +115,15 @@ def generate(run: str, dtype: str, context: str) -> str:
     """Whole decode steps of a model at one dtype and context."""
     columns = (
         "contestant",
+        "certified TV",
         *(f"times faster than {peer}" for peer in (STOCK, IN_PLACE)),
+        "next-token TV, mean",
+        "largest",
+        "argmax agreement",
         "recording",
         "prefill, times faster than sdpa",
         "peak / sdpa",
         "cache / sdpa",
-        "argmax agreement",
-        "next-token TV, mean",
-        "largest",
-        "certified TV",
         "dense rows",
         "keys kept",
         "fallbacks",
@@ -131,15 +131,15 @@ def generate(run: str, dtype: str, context: str) -> str:
     cells = (
         (
             name(row),
+            figure(row["tv_max"], ".5f"),
             *("" if peer == row["contestant"] else words(row["ratio"][peer]) for peer in (STOCK, IN_PLACE)),
+            f"{row['next_token_tv_mean']:.5f}",
+            f"{row['next_token_tv_max']:.5f}",
+            f"{row['argmax_agreement']:.1%}",
             words(row["recording"], 3),
             "" if row["contestant"] == STOCK or row["prefill_ratio"] is None else words(row["prefill_ratio"][STOCK]),
             figure(row["memory_ratio"], ".2f"),
             f"{row['cache_ratio']:.2f}",
-            f"{row['argmax_agreement']:.1%}",
-            f"{row['next_token_tv_mean']:.5f}",
-            f"{row['next_token_tv_max']:.5f}",
-            figure(row["tv_max"], ".5f"),
             figure(row["dense_share"], ".1%"),
             figure(row["kept_share"], ".1%"),
             "" if row["fallbacks"] is None else str(row["fallbacks"]),
