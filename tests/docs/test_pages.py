@@ -82,3 +82,9 @@ def test_links_of_files_outside_the_site_lead_somewhere(page):
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor[1:] in slugs, f"{page}: {path}{anchor}"
+
+
+def test_addresses_outside_are_found_whole():
+    found = script("links").addresses()
+    assert found["https://arxiv.org/abs/2510.05688"] == ["comparison.md"]
+    assert not [address for address in found if address[-1] in ".,;)"]
