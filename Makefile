@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench docs wheel test-wheel clean
+.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench examples docs tables links wheel test-wheel clean
 
 setup: $(READY)
 
@@ -80,9 +80,24 @@ cross:
 bench: setup
 	$(BIN)/tailbound bench decode
 
+# Every example and every block of the documentation, those included that need a model (minutes; `make test` runs the
+# others).
+examples: setup
+	TAILBOUND_EXAMPLES=1 $(BIN)/python -m pytest tests/docs --durations=12
+
+# The site, strict; then its links, and that it asks the network for nothing (in a browser, if `make browser` found one).
 docs: setup
 	$(BIN)/pip install -q -c constraints/dev.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(BIN)/mkdocs build --strict --clean
+	TAILBOUND_SITE=site $(BIN)/python -m pytest tests/docs/test_site.py
+
+# The tables and the figure of the documentation, from docs/results.
+tables: setup
+	$(BIN)/python scripts/benchmarks.py
+
+# Addresses outside: needs the network, so no test runs it.
+links: setup
+	$(BIN)/python scripts/links.py
 
 # dist/: a source archive, and from it a wheel with all levels of kernels, named after the oldest Linux that can run it.
 wheel: setup

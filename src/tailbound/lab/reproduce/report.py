@@ -42,7 +42,7 @@ def compose(folder: Path, pictures: str = PICTURES) -> Section:
     sections = [gaussian_page.section(figures, pictures) for figures in drawn]
     sections += [model_page.section(name, figures, pictures) for name, figures in models.items()]
     opening = [fill("introduction.md", {}), *([summary_page.summary(list(models.values()))] if models else [])]
-    markdown = "\n".join([*opening, *(section.markdown for section in sections)])
+    markdown = "\n".join([*opening, *(section.markdown for section in sections), fill("limits.md", {})])
     return Section(markdown, [chart for section in sections for chart in section.charts])
 
 
