@@ -229,7 +229,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_rows(alone, small, corpus,
     ]
     call += ["--context", str(CONTEXT), "--queries", str(QUERIES), "--ray", "local", "--json"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed, until = None, time.monotonic() + 240
+    killed, until = None, time.monotonic() + 300
     while killed is None and time.monotonic() < until:
         assert process.poll() is None, process.communicate()
         if len(_readers_of_parts(tmp_path)) == 2:
@@ -237,7 +237,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_rows(alone, small, corpus,
                 reader.kill()
                 killed = reader.pid
         time.sleep(0.02)
-    printed, said = process.communicate(timeout=240)
+    printed, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     found = json.loads(printed)  # nothing of Ray's is among it
     lost = [line for line in found["texts"] if line["losses"]]

@@ -88,8 +88,8 @@ class Cluster:
             first = _first_line(error)
             raise InputError(
                 f"{shard.text} lost {LOSSES} workers, the last by: {first} Texts that are done are kept, and --resume "
-                "goes on. Most often it is the memory, as each worker holds the model: start the cluster with a smaller "
-                "--num-cpus, and so with fewer workers at a time"
+                "goes on. Most often it is the memory, as each worker holds the model: start the cluster with a "
+                "smaller --num-cpus, and so with fewer workers at a time"
             ) from error
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,7 @@ class ManyTexts:
         self._options, self._progress = options, progress
         self._opened = opening.begin(options, progress)
         with progress.task("reading the texts", None) as advance:
-            texts = corpus.read(
-                options.texts, lambda document, name: self._opened.read_text(document, name).measured, advance
-            )
+            texts = corpus.read(options.texts, self._tokens, advance)
         self._threads = options.threads or (1 if options.ray else torch.get_num_threads())
         self._shards = [
             Shard(number, found.name, found.ids.numpy(), options.seed + number) for number, found in enumerate(texts)
@@ -59,10 +58,11 @@ class ManyTexts:
                     self._done.add(shard.number)
                     advance()
             missing = [shard for shard in self._shards if shard.number not in self._done]
-            for done, losses in self._read(missing) if missing else ():
-                self._keep(done, losses)
-                self._done.add(done.shard.number)
-                advance()
+            with contextlib.closing(self._read(missing)) as found:
+                for done, losses in found:
+                    self._keep(done, losses)
+                    self._done.add(done.shard.number)
+                    advance()
         self._complete = True
 
     def figures(self) -> Figures:
@@ -88,8 +88,10 @@ class ManyTexts:
             write_rows=every.write if every else None,
         )
 
-    def _read(self, shards: Sequence[Shard]) -> Iterator[tuple[Done, int]]:
+    def _read(self, shards: Sequence[Shard]) -> Generator[tuple[Done, int], None, None]:
         """Shards as they are done, and how many workers were lost on each."""
+        if not shards:
+            return
         options, here = self._options, self._options.ray is None
         work = Work(
             # A worker may stand in another folder.
