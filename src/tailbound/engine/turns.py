@@ -1,7 +1,7 @@
 """Who works on an index right now: questions side by side, changes alone.
 
 What does not fit is refused, never waited for. Kernels give up the GIL, so another thread may come in the middle of a
-question. To wait for it takes a lock, which a fork, an interrupt or a finaliser can leave locked; a refusal cannot hang.
+question. Waiting takes a lock, which a fork, an interrupt or a finaliser can leave locked; a refusal cannot hang.
 """
 
 from __future__ import annotations
