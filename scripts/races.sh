@@ -4,8 +4,7 @@
 #   scripts/races.sh
 #
 # Two builds: teams of std::thread, and teams as from an OpenMP runtime. Then two controls: keys written over while they
-# are read, and kernels whose barrier waits
-# and orders nothing, which the sanitizer must see. Fails when the compiler has no
+# are read, and kernels whose barrier waits and orders nothing, which the sanitizer must see. Fails when the compiler has no
 # ThreadSanitizer, when a scene did not run at every level of this machine, and at the first race.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -59,8 +59,8 @@ def until_done(work, refusals):
         try:
             return work()
         except RuntimeError as error:
-            assert "another thread is" in str(error)
-            assert "hold one lock around both" in str(error)
+            if "another thread is" not in str(error) or "hold one lock around both" not in str(error):
+                raise
             refusals.append(str(error).partition(":")[0])
             time.sleep(0)
 
@@ -219,7 +219,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize(("meanwhile", "code"), [("nothing", 0), ("asking", 0), ("changing", 7)])
 def test_a_forked_child_answers_as_its_parent_does(meanwhile, code):
-    """It hung in libgomp, whose threads are not in the child. Asking threads are gone with it; a change is half done."""
+    """It hung in libgomp, whose threads are not in the child. Questions in flight are gone; a change is half done."""
     shown = run(FORK, meanwhile)
     assert (shown.stdout.strip(), shown.stderr, shown.returncode) == (str(code), "", 0)
 
