@@ -167,6 +167,15 @@ def test_doctor_says_what_runs_here_and_how_to_get_the_rest():
     assert "pip install --no-deps" in shown.stdout
 
 
+def test_doctor_says_in_one_line_that_the_native_module_is_missing_and_what_brings_it_back():
+    shown = blocked("tailbound._native", "doctor")
+    assert shown.returncode == 0
+    said = " ".join(shown.stdout.split())
+    assert "native module missing (" in said
+    assert "torch answers" in said
+    assert "pip install --force-reinstall" in said
+
+
 def test_doctor_refuses_a_level_that_cannot_run():
     shown = command("doctor", TAILBOUND_ISA="avx9")
     assert shown.returncode == 2

@@ -23,6 +23,9 @@ from tailbound.result import PACKED_BYTES, Attention, Certificate, Stats
 MAX_WIDTH = 4096
 """Products of codes and query words are combined in 32 bits: 4063 * 127 * D stays inside up to here."""
 
+INSTALL = "pip install --force-reinstall --no-deps tailbound"
+"""What brings the native module back: a wheel, or a build where there is a C++ compiler."""
+
 DENSE_BELOW = 256
 """So many keys are read at once, without a scan first: there is less to save than a scan costs."""
 
@@ -207,7 +210,5 @@ def _rows_contiguous(tensor: Tensor) -> Tensor:
 
 def _module() -> ModuleType:
     if _native is None:
-        raise RuntimeError(
-            f"the native module is missing ({_MISSING}); reinstall tailbound with a C++ compiler at hand"
-        )
+        raise RuntimeError(f"the native module is missing ({_MISSING}); {INSTALL}, from a wheel or with a C++ compiler")
     return _native

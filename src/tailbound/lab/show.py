@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from tailbound.engine.native import INSTALL
 from tailbound.lab.captures import Summary
 from tailbound.lab.demo import Result as Demo
 from tailbound.lab.generate import Result
@@ -91,7 +92,8 @@ def doctor(machine: Machine) -> RenderableType:
         ("torch", f"{machine.torch}, {machine.threads} threads of {machine.cores} cores"),
     ]
     if machine.native_missing:
-        rows.append(("native module", Text(f"missing: {machine.native_missing}", style="red")))
+        said = f"missing ({machine.native_missing}): torch answers, slowly; {INSTALL}"
+        rows.append(("native module", Text(said, style="red")))
     else:
         rows += [
             ("ISA levels of the processor", ", ".join(machine.isa_cpu)),
