@@ -123,12 +123,15 @@ def run(options: Options, progress: Progress) -> Result:
             return run(options._replace(model=None, capture=path), progress)
     if options.capture is not None:
         captures.load(options.capture)
-    started, tally, broken, interrupted = time.monotonic(), Tally(), list[Violation](), False
+    tally, broken, interrupted = Tally(), list[Violation](), False
     seconds = round(60 * options.minutes) or 1
     with progress.task("verifying, by second", seconds) as advance:
-        shown = 0
+        shown, started = 0, time.monotonic()
         try:
-            for part, violations in _judged(options, started + 60 * options.minutes):
+            batches = _judged(options)
+            next(batches)  # processes take a while to begin
+            started = time.monotonic()
+            for part, violations in batches:
                 tally.add(part)
                 broken += violations[: LISTED - len(broken)]
                 while shown < min(seconds, int(time.monotonic() - started)):
@@ -174,10 +177,12 @@ def _save(options: Options, broken: list[Violation]) -> list[str]:
     return replays
 
 
-def _judged(options: Options, deadline: float) -> Iterator[tuple[Tally, list[Violation]]]:
-    """Batches as they are done, in any order."""
+def _judged(options: Options) -> Iterator[tuple[Tally, list[Violation]]]:
+    """Nothing when all is ready, and the time begins; then batches as they are done, in any order."""
     processes = options.processes or torch.get_num_threads()
     if processes == 1:
+        yield Tally(), []
+        deadline = time.monotonic() + 60 * options.minutes
         for batch in count():
             yield _batch(options.seed, batch, options.capture, deadline)
             if time.monotonic() >= deadline:
@@ -185,7 +190,9 @@ def _judged(options: Options, deadline: float) -> Iterator[tuple[Tally, list[Vio
     # Each process begins anew: a fork would inherit locks of torch's threads.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         try:
-            yield from _from_pool(pool, processes, options, deadline)
+            wait([pool.submit(_batch, options.seed, 0, options.capture, 0.0) for _ in range(processes)])
+            yield Tally(), []
+            yield from _from_pool(pool, processes, options, time.monotonic() + 60 * options.minutes)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -13,9 +13,9 @@ from tailbound.result import Status
 LENGTHS = (1, 256, 1024, 4096)
 """Rows are counted by the keys they see: from each of these up to the next."""
 
-DECADES = (-17.0, 7.0)
-STEPS = 100
-"""Looseness is counted by the logarithm of tv / true - 1, in hundredths of a decade."""
+DECADES = (-17.0, 303.0)
+STEPS = 50
+"""Looseness is counted by the logarithm of tv / true - 1, in fiftieths of a decade."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Tally:
         self._loose += np.bincount(np.clip(place, 0, len(self._loose) - 1).astype(np.int64), minlength=len(self._loose))
 
     def quantile(self, share: float) -> float | None:
-        """Of tv / true, to within a hundredth of a decade of its distance from 1; None without rows."""
+        """Of tv / true, to within a fiftieth of a decade of its distance from 1; None without rows."""
         total = int(self._loose.sum())
         if not total:
             return None
