@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench examples docs tables links wheel test-wheel clean
+.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench \
+	examples docs tables links wheel test-wheel clean
 
 setup: $(READY)
 

@@ -1,6 +1,6 @@
 """Put certificates into an evaluation: a needle test whose every answer says how far attention was from exact.
 
-A sentence is hidden at three depths of a text, and SmolLM2 is asked for it, densely and under two budgets. A miss at a
+A sentence is hidden at two depths of a text, and SmolLM2 is asked for it, densely and under two budgets. A miss at a
 small certified TV is the model's own; a miss at a large one may be the budget's. Accuracy alone cannot tell them apart.
 
 Run: python examples/needle.py   (needs what smollm2.py says)
@@ -15,9 +15,9 @@ import tailbound
 
 FILLER = "The harbour was quiet that morning. Gulls sat on the wall, and the tide was going out past the buoys. "
 NEEDLE = "The code of the lighthouse door is {}. "
-CODES = {0.1: "4817", 0.5: "2963", 0.9: "7051"}
+CODES = {0.1: "4817", 0.9: "7051"}
 QUESTION = "What is the code of the lighthouse door? The code of the lighthouse door is"
-REPEATS, TOKENS = 24, 5
+REPEATS, TOKENS = 16, 4
 
 
 @torch.inference_mode()

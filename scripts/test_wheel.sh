@@ -25,7 +25,7 @@ rm -rf "$place"
 "$place/venv/bin/pip" install -q -c constraints/dev.txt "$wheel"
 
 awk '/^```python$/ { inside = 1; next } /^```$/ && inside { exit } inside' README.md > "$place/example.py"
-grep -q tailbound.attention "$place/example.py" || fail "no example at the head of README.md"
+grep -q tailbound.KVIndex "$place/example.py" || fail "no example at the head of README.md"
 
 cd "$place"
 export PATH="$place/venv/bin"
