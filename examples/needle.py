@@ -17,7 +17,7 @@ FILLER = "The harbour was quiet that morning. Gulls sat on the wall, and the tid
 NEEDLE = "The code of the lighthouse door is {}. "
 CODES = {0.1: "4817", 0.9: "7051"}
 QUESTION = "What is the code of the lighthouse door? The code of the lighthouse door is"
-REPEATS, TOKENS = 16, 4
+REPEATS, TOKENS = 16, 5
 
 
 @torch.inference_mode()
