@@ -88,7 +88,7 @@ def link(objects, out):
 def run(program, *arguments, cpu="max", **environment):
     environment = {name: text for name, text in os.environ.items() if name != "TAILBOUND_ISA"} | environment
     command = [QEMU, "-cpu", cpu, str(program), *filter(None, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=False)
 
 
 def build(folder):
