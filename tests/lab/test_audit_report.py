@@ -9,6 +9,7 @@ import pytest
 
 from audits import HEADS, LAYERS, audit
 from commands import blocked, command
+from tailbound.lab import seals
 from tailbound.lab.audit import page, pictures, report
 from tailbound.lab.errors import InputError
 
@@ -59,7 +60,7 @@ class Reader(HTMLParser):
 
 def save(folder, found):
     folder.mkdir(exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps(found))
+    (folder / "audit.json").write_text(json.dumps(seals.sealed(found)))
     return folder
 
 

@@ -23,7 +23,7 @@ def test_a_real_model_is_captured(made):
     file, shown = made
     assert shown.returncode == 0, shown.stderr
     figures = json.loads(shown.stdout)
-    assert figures["schema"] == "tailbound.capture/1"
+    assert figures["schema"] == "tailbound.capture/2"
     assert (figures["layers"], figures["heads"], figures["kv_heads"], figures["head_dim"]) == (30, 9, 3, 64)
     assert figures["bytes"] == file.stat().st_size
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -137,7 +137,7 @@ def test_files_that_are_no_captures_are_refused(tmp_path):
 def test_the_default_capture_lies_in_the_cache_folder_of_the_user(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = captures.default_path(8192, 64, "bfloat16")
-    assert path == tmp_path / "tailbound" / "smollm2-8192-64-bfloat16.safetensors"
+    assert path == tmp_path / "tailbound" / "smollm2-8192-64-bfloat16-v2.safetensors"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert captures.default_path(8, 4, "float32").parent == tmp_path / ".cache" / "tailbound"

@@ -103,7 +103,6 @@ def test_another_token_than_rounding_explains_is_found(folder, monkeypatch):
 
 def test_what_cannot_be_checked_is_one_line(folder):
     for arguments, words in (
-        ([], "name one with --model"),
         (["--model", folder("Falcon")], "does not call the attention interface"),
         (["--model", folder("Llama"), "--epsilon", "1.5"], "epsilon"),
         (["--model", folder("Llama"), "--text", __file__], "tokenizer"),

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tailbound.lab import models, text
+from tailbound.lab import models, seals, text
 from tailbound.lab.errors import InputError
 from tailbound.lab.listening import Heard, listening
 from tailbound.lab.progress import Progress
 
-SCHEMA = "tailbound.capture/1"
+SCHEMA = "tailbound.capture/2"
 
 
 class Options(NamedTuple):
@@ -110,7 +110,7 @@ def capture(options: Options, progress: Progress) -> Summary:
         for i, layer in enumerate(layers)
         for name in ("query", "key", "value")
     }
-    _write(save, tensors, metadata, options.output)
+    _write(save, tensors, metadata | {seals.SEAL: seals.of_tensors(tensors, metadata)}, options.output)
     query, key = layers[0].query, layers[0].key
     return Summary(
         output=str(options.output),
@@ -143,15 +143,13 @@ def load(path: Path) -> Capture:
             if metadata.get("schema") != SCHEMA:
                 found = metadata.get("schema", "no schema")
                 raise InputError(f"{path} is not a capture: it says {found!r}, and a capture says {SCHEMA!r}")
-            layers = [
-                Layer(
-                    file.get_tensor(f"layers.{i}.query"),
-                    file.get_tensor(f"layers.{i}.key"),
-                    file.get_tensor(f"layers.{i}.value"),
-                    float(scale),
-                )
-                for i, scale in enumerate(json.loads(metadata["scale"]))
-            ]
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+        if metadata.pop(seals.SEAL, None) != seals.of_tensors(tensors, metadata):
+            raise InputError(f"{path} is not as it was written: its {seals.SEAL} does not fit; make it again")
+        scales = json.loads(metadata["scale"])
+        parts = ([tensors[f"layers.{i}.{name}"] for name in ("query", "key", "value")] for i in range(len(scales)))
+        layers = [Layer(*part, scale=float(scale)) for part, scale in zip(parts, scales, strict=True)]
     except InputError:
         raise
     except Exception as error:  # safetensors has errors of its own, which cannot be named without it
@@ -164,7 +162,8 @@ def load(path: Path) -> Capture:
 def default_path(context: int, queries: int, dtype: str) -> Path:
     """Where a benchmark keeps the capture that it made: in the user's cache folder (`XDG_CACHE_HOME`)."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "tailbound" / f"{models.SMALL}-{context}-{queries}-{dtype}.safetensors"
+    version = SCHEMA.rpartition("/")[2]
+    return root / "tailbound" / f"{models.SMALL}-{context}-{queries}-{dtype}-v{version}.safetensors"
 
 
 def _check(options: Options) -> None:

@@ -143,6 +143,8 @@ class Source:
             from transformers import GgufConfig
 
             options["quantization_config"] = GgufConfig(dequantize=True)
+        else:  # checkpoints of torch.save are pickles
+            options["use_safetensors"] = True
         return kind.from_pretrained(self._path, dtype=DTYPES[self.dtype], **options).eval()
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tailbound.lab import folder
+from tailbound.lab import folder, seals
 from tailbound.lab.errors import InputError
 from tailbound.lab.progress import Progress
 
@@ -205,7 +205,7 @@ def write_table(file: Path, columns: Columns, metadata: Mapping[str, str]) -> No
     from pyarrow import parquet
 
     table = pyarrow.table({name: np.ascontiguousarray(column) for name, column in columns.items()})
-    table = table.replace_schema_metadata(dict(metadata))
+    table = table.replace_schema_metadata({**metadata, seals.SEAL: seals.of_table(table)})
     whole(file, lambda path: parquet.write_table(table, path, compression="zstd", write_page_checksum=True))
 
 
@@ -240,6 +240,9 @@ def _table(file: Path) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(file, page_checksum_verification=True)
-    except (OSError, pyarrow.ArrowException) as error:
+        table = parquet.read_table(file, page_checksum_verification=True)
+        if (table.schema.metadata or {}).get(seals.SEAL.encode()) != seals.of_table(table).encode():
+            raise ValueError(f"its {seals.SEAL} does not fit")
+        return table
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(f"cannot read the rows in {file}: {error}; give --fresh") from error

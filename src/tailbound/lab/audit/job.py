@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tailbound.lab import models, rows
+from tailbound.lab import models, rows, seals
 from tailbound.lab.audit import heads, report
 from tailbound.lab.audit.figures import Figures
 from tailbound.lab.audit.many_texts import ManyTexts
@@ -99,7 +99,7 @@ def _write(audit: OneText | ManyTexts, out: Path, started: float) -> Result:
         found.written.append(out / BUDGET)
     pieces = report.pieces(out, found.as_json())
     found.written.extend(piece.file for piece in pieces)
-    document = json.dumps(found.as_json(), indent=1) + "\n"
+    document = json.dumps(seals.sealed(found.as_json()), indent=1) + "\n"
     rows.whole(out / report.NAME, lambda path: path.write_text(document, encoding="utf-8"))
     report.write(out, pieces)
     return found

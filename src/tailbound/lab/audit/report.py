@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tailbound.lab import folder, rows
+from tailbound.lab import folder, rows, seals
 from tailbound.lab.audit import page, pictures
 from tailbound.lab.audit.words import SCHEMA, Found
 from tailbound.lab.errors import InputError
@@ -41,6 +41,8 @@ def load(place: Path) -> dict[str, Any]:
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA:
         raise InputError(f"{file} has the schema {schema!r}, and this version reads {SCHEMA!r}; make the audit again")
+    if not seals.is_whole(found):
+        raise InputError(f"{file} is not as it was written: its {seals.SEAL} does not fit; make the audit again")
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from tailbound.cli import bench, verify
+from tailbound.cli.options import Download, Json, Model, Seed, Text, Threads, settle
 from tailbound.lab import terminal
 from tailbound.lab.errors import InputError
 
@@ -17,16 +18,8 @@ app = typer.Typer(
     add_completion=False,
     help="Certified sparse attention: few keys, and a proof with every answer.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Seed = Annotated[int, typer.Option(help="Seed for everything random.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")]
-Model = Annotated[str, typer.Option(help="smollm2, a GGUF file, a folder, or a hub name.")]
-Text = Annotated[Path | None, typer.Option(help="Text to read; default: Python's standard library.")]
-Download = Annotated[bool, typer.Option("--download", help="Allow the network for a hub name.")]
-Output = Annotated[Path | None, typer.Option(help="Folder for rows.jsonl, table.md and plot.png.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of tables.")]
-LIST = "Repeatable, or with commas. Default:"
+app.add_typer(bench.app, name="bench")
+app.command()(verify.verify)
 
 
 @app.callback()
@@ -52,7 +45,7 @@ def demo(
     from tailbound.lab import show
     from tailbound.report.progress import Bars
 
-    _settle(seed, threads)
+    settle(seed, threads)
     result = job.run(job.Options(model, text, context, tokens, epsilon, dtype, download), Bars())
     terminal.show(result.as_json() if as_json else None, *show.demo(result))
     if result.violations:
@@ -64,7 +57,7 @@ def doctor(seed: Seed = 0, threads: Threads = 0, as_json: Json = False) -> None:
     """Say what this machine can run, and how to get what is missing."""
     from tailbound.lab import machine, show
 
-    _settle(seed, threads)
+    settle(seed, threads)
     found = machine.inspect()
     terminal.show(found.as_json() if as_json else None, show.doctor(found))
 
@@ -90,7 +83,7 @@ def capture(
     from tailbound.lab import show
     from tailbound.report.progress import Bars
 
-    _settle(seed, threads)
+    settle(seed, threads)
     found = job.capture(job.Options(output, model, text, context, queries, dtype, download), Bars())
     terminal.show(found.as_json() if as_json else None, show.capture(found))
 
@@ -118,7 +111,7 @@ def generate(
     from tailbound.lab import prompts, show
     from tailbound.report.progress import Bars
 
-    _settle(seed, threads)
+    settle(seed, threads)
     texts = prompts.turns(prompt, prompt_file, sys.stdin) if chat else prompts.one(prompt, prompt_file, sys.stdin)
     options = job.Options(model, epsilon, max_new_tokens, temperature, dtype, chat, download, seed)
     result = job.run(options, texts, Bars(), stream=not as_json, against_dense=against_dense)
@@ -126,44 +119,6 @@ def generate(
         print()
     terminal.show(result.as_json() if as_json else None, show.generate(result))
     if result.broken:
-        raise typer.Exit(1)
-
-
-@app.command()
-def verify(
-    model: Annotated[str | None, typer.Option(help="smollm2, a GGUF file, a folder, or a hub name.")] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Text to read; default: Python's standard library, or random tokens.")
-    ] = None,
-    context: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 600,
-    tokens: Annotated[int, typer.Option("--steps", "--tokens", help="Decode steps for each budget.")] = 16,
-    epsilon: Annotated[list[str] | None, typer.Option(help=f"Budgets. {LIST} 0,1e-6,0.01,0.05.")] = None,
-    dtypes: Annotated[list[str] | None, typer.Option(help=f"Of the model. {LIST} float32,bfloat16.")] = None,
-    download: Download = False,
-    seed: Seed = 0,
-    threads: Threads = 0,
-    as_json: JsonLines = False,
-) -> None:
-    """Recompute every certificate of a model's decoding in float64: how to check a new family of models."""
-    from tailbound.lab import show_verify
-    from tailbound.lab import verify as job
-    from tailbound.report.progress import Bars
-
-    if model is None:
-        raise InputError("verify checks a model: name one with --model (smollm2, a GGUF file, a folder, or a hub name)")
-    _settle(seed, threads)
-    asked = {
-        "epsilons": terminal.values("--epsilon", epsilon, float),
-        "dtypes": terminal.values("--dtypes", dtypes, str),
-    }
-    given: dict[str, Any] = {name: values for name, values in asked.items() if values}
-    rows = job.run(job.Options(model, text, context, tokens, download=download, seed=seed, **given), Bars())
-    if as_json:
-        for row in rows:
-            print(json.dumps(row.as_json()))
-    else:
-        terminal.show(None, *show_verify.verify(rows))
-    if any(row.broken for row in rows):
         raise typer.Exit(1)
 
 
@@ -212,7 +167,7 @@ def audit(
         written = [str(path) for path in report.redraw(out)]
         terminal.show({"written": written} if as_json else None, "written: " + ", ".join(written))
         return
-    _settle(seed, threads)
+    settle(seed, threads)
     asked = (model, text, context, queries, target, dtype, download, seed, resume, fresh, texts, ray, threads)
     options = job.Options(out, *asked)
     try:
@@ -260,121 +215,13 @@ def reproduce(
     from tailbound.lab.reproduce import job, show
     from tailbound.report.progress import Bars
 
-    _settle(seed, threads)
+    settle(seed, threads)
     parts = job.PARTS if part == "all" else (part,)
     contexts = tuple(dict.fromkeys(context or (2048,)))
     options = job.Options(parts, out, model, text, contexts, download, seed, fresh)
     result = job.run(options, Bars())
     terminal.show(result.as_json() if as_json else None, *show.reproduce(result))
     if result.violations:
-        raise typer.Exit(1)
-
-
-bench = typer.Typer(no_args_is_help=True, help="Ratios of time, with the error in the same row.")
-app.add_typer(bench, name="bench")
-
-
-@bench.callback()
-def _bench() -> None:
-    """Ratios of time, with the error in the same row."""
-
-
-@bench.command("decode")
-def bench_decode(
-    n: Annotated[int, typer.Option("--n", help="Keys.")] = 8192,
-    epsilon: Annotated[list[float] | None, typer.Option(help="Budgets; repeatable. Default: 0.01 and 0.05.")] = None,
-    sigma: Annotated[float, typer.Option(help="Standard deviation of the Gaussian logits.")] = 3.5,
-    heads: Annotated[int, typer.Option(help="Query heads.")] = 32,
-    kv_heads: Annotated[int, typer.Option(help="KV heads.")] = 8,
-    head_dim: Annotated[int, typer.Option(help="Width of queries, keys and values.")] = 128,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; of --capture, the file's.")] = "bfloat16",
-    layers: Annotated[int, typer.Option(help="Layers of a step; 0: K and V exceed 4 last-level caches.")] = 0,
-    real: Annotated[bool, typer.Option("--real", help="Run on a capture of a real model instead.")] = False,
-    capture: Annotated[
-        Path | None, typer.Option(help="The capture of --real; default: of smollm2, made once in the cache folder.")
-    ] = None,
-    context: Annotated[int, typer.Option(help="Tokens of the capture that --real makes.")] = 8192,
-    positions: Annotated[int, typer.Option(help="With --real: how many of the last positions are judged.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Rounds in which every contestant runs once.")] = 15,
-    output: Output = None,
-    seed: Seed = 0,
-    threads: Annotated[
-        list[str] | None, typer.Option(help="CPU threads; repeatable, or with commas. Default: 1 and all.")
-    ] = None,
-    as_json: JsonLines = False,
-) -> None:
-    """Time one decode step of attention over all layers, certified against dense, with the error in the same row."""
-    from tailbound.lab import bench as job
-    from tailbound.lab import folder, show_bench
-    from tailbound.report.progress import Bars
-
-    _settle(seed, 0)
-    options = job.Options(
-        n=n,
-        epsilons=tuple(dict.fromkeys(epsilon or (0.01, 0.05))),
-        sigma=sigma,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        dtype=dtype,
-        layers=layers,
-        rounds=rounds,
-        threads=terminal.values("--threads", threads, int),
-        real=real or capture is not None,
-        capture=capture,
-        context=context,
-        positions=positions,
-    )
-    if output is not None:
-        folder.prepare(output)
-    rows = job.decode(options, Bars())
-    terminal.give_rows(show_bench, rows, output, as_json)
-    if any(row.violations for row in rows):
-        raise typer.Exit(1)
-
-
-@bench.command("generate")
-def bench_generate(
-    model: Model = "smollm2",
-    text: Text = None,
-    contexts: Annotated[list[str] | None, typer.Option(help=f"Keys at the last step. {LIST} 512,2048,8000.")] = None,
-    dtypes: Annotated[list[str] | None, typer.Option(help=f"Of the model. {LIST} bfloat16,float32.")] = None,
-    epsilon: Annotated[list[str] | None, typer.Option(help=f"Budgets. {LIST} 0.01.")] = None,
-    steps: Annotated[int, typer.Option(help="Timed decode steps, fed with the text.")] = 32,
-    prefills: Annotated[int, typer.Option(help="Timed prefills of each contestant.")] = 3,
-    profile: Annotated[bool, typer.Option("--profile", help="Also take the steps apart, by kind of work.")] = False,
-    output: Output = None,
-    download: Download = False,
-    seed: Seed = 0,
-    threads: Threads = 0,
-    as_json: JsonLines = False,
-) -> None:
-    """Time whole decode steps of a real model, certified against dense, with agreement in the same row."""
-    from tailbound.lab import bench_generate as job
-    from tailbound.lab import folder, show_bench_generate
-    from tailbound.lab.steps import Options
-    from tailbound.report.progress import Bars
-
-    _settle(seed, threads)
-    asked: dict[str, Any] = {
-        "contexts": terminal.values("--contexts", contexts, int),
-        "dtypes": terminal.values("--dtypes", dtypes, str),
-        "epsilons": terminal.values("--epsilon", epsilon, float),
-    }
-    options = Options(
-        model=model,
-        text=text,
-        **{name: values for name, values in asked.items() if values},
-        steps=steps,
-        prefills=prefills,
-        profile=profile,
-        download=download,
-    )
-    if output is not None:
-        folder.prepare(output)
-    rows = job.run(options, Bars())
-    terminal.give_rows(show_bench_generate, rows, output, as_json)
-    if any(row.broken for row in rows):
         raise typer.Exit(1)
 
 
@@ -385,11 +232,3 @@ def main() -> None:
     except InputError as error:
         print(f"tailbound: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _settle(seed: int, threads: int) -> None:
-    import torch
-
-    torch.manual_seed(seed)
-    if threads:
-        torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""`tailbound verify`: calls drawn at random, steered and captured, each certificate recomputed by an oracle."""
