@@ -29,9 +29,9 @@ Threshold settle(const float* weights, int64_t n, float* middle, int64_t count, 
 // exp is convex: the mean of exp(-2 bracket), each counted by its weight, is at least exp of minus twice the mean bracket.
 double sure_mass(double weights, double brackets) {
   if (!(weights > 0x1p-90 && weights < 0x1p120)) return 0.0;
-  // Each a sum of at most 2^9 terms a lane (a page has at most 8192 keys) and 4 levels of a tree: off by less than 2^-14.
-  // Products that underflow lose less than 2^-112 in all.
-  const double twice = 2.0 * brackets / weights * (1.0 + 0x1p-13) + 0x1p-20;
+  // Each a sum of at most 2^10 terms a lane (a page has at most 8192 keys, a vector at least 8 lanes) and 4 levels of a tree:
+  // off by less than 2^-13. Products that underflow lose less than 2^-112 in all.
+  const double twice = 2.0 * brackets / weights * (1.0 + 0x1p-11) + 0x1p-20;
   return weights * std::exp(-twice) * (1.0 - 0x1p-13);
 }
 
