@@ -209,6 +209,14 @@ def test_rows_beyond_one_tile_are_answered_as_if_asked_alone(impl, group, querie
 
 
 @pytest.mark.parametrize("impl", KERNELS)
+def test_causal_rows_that_see_a_page_in_part_and_none_of_the_last(impl):
+    gen = torch.Generator().manual_seed(8)
+    key, value = pair(gen, 1, 1, 600, 8, 2, torch.float32)
+    query = 2 * torch.randn(1, 1, 200, 8, generator=gen)
+    ask_and_check(KVIndex(key, value), query, key, value, impl, epsilon=0.1, is_causal=True)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
 @pytest.mark.parametrize(("pairs", "keys"), [(1, 40), (1, 1500), (3, 700)])
 def test_threads_change_no_promise_and_equal_calls_give_equal_bits(impl, pairs, keys):
     gen = torch.Generator().manual_seed(4)
