@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench \
+.PHONY: setup demo test test-slow test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench \
 	examples docs tables links wheel test-wheel clean
 
 setup: $(READY)
@@ -26,6 +26,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# Those that take tens of seconds each: real models in processes of their own, a Ray cluster, interrupted audits.
+test-slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 # The transformers floor with the oldest and the newest version of it that pyproject.toml allows, each in its own
 # environment, on the wheel. `make test-compat COMPAT=5.21.0` runs another version.

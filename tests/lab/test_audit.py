@@ -117,6 +117,7 @@ def _opened(place):
     return rows.Rows(place, json.loads((place / "settings.json").read_text())["settings"])
 
 
+@pytest.mark.slow
 def test_an_encoder(tmp_path):
     shown = command(
         "audit", "--model", "minilm", "--out", str(tmp_path), "--context", "96", "--queries", "12", "--json"
@@ -151,6 +152,7 @@ def _stopped_after(small, out, count):
     return json.loads(printed)
 
 
+@pytest.mark.slow
 def test_it_is_stopped_and_goes_on(small, audited, tmp_path):
     found = _stopped_after(small, tmp_path, 2)
     assert not found["complete"]
@@ -180,7 +182,8 @@ def test_it_is_stopped_and_goes_on(small, audited, tmp_path):
     assert [advice["budget"] for advice in found["advised"]] == [advice["budget"] for advice in unbroken["advised"]]
 
     flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 0xFF
+    for at in range(len(whole) // 4, len(whole) // 2, 16):  # a single byte may be one that carries nothing
+        flipped[at] ^= 0xFF
     first.write_bytes(flipped)
     again = command("audit", *small, "--out", str(tmp_path), *ASKED, "--resume", "--target", "none", "--json")
     assert again.returncode == 0, again.stderr
@@ -188,6 +191,7 @@ def test_it_is_stopped_and_goes_on(small, audited, tmp_path):
     assert json.loads(again.stdout)["heads"] == found["heads"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_layer(small, tmp_path):
     done = _stopped_after(small, tmp_path, 1)["layers_done"]
     before = {path: path.read_bytes() for path in tmp_path.glob("parts/rows/*.parquet")}

@@ -132,6 +132,7 @@ class Stopped(Quiet):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_it_is_stopped_and_goes_on(alone, asked, tmp_path):
     with pytest.raises(job.InterruptedAuditError) as stopped:
         job.run(asked(tmp_path), Stopped(2))
@@ -213,6 +214,7 @@ def _readers_of_parts(out):
     return {int(parquet.read_metadata(part).metadata[b"tailbound.by"].split(b":")[1]) for part in parts}
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_gives_the_same_rows(alone, small, corpus, tmp_path):
     """Two workers have each read a text; one is killed in the middle of its next, which is then read again."""
     call = [

@@ -105,6 +105,7 @@ def test_rows_where_we_lose_are_listed(rows):
     assert line == expected
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_json_line_a_row_and_fills_a_folder(tmp_path):
     sizes = ["--contexts", "300", "--dtypes", "float32", "--steps", "2", "--prefills", "1", "--threads", "1"]
     shown = command("bench", "generate", *sizes, "--json", "--output", str(tmp_path / "made"))

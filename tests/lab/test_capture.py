@@ -107,6 +107,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, words):
     assert shown.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_text_shorter_than_the_context_is_refused(tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Only a few words.")

@@ -33,6 +33,7 @@ def test_the_demo_certifies_a_real_model(small_run):
     assert figures["argmax_agreement"] >= 0.5
 
 
+@pytest.mark.slow
 def test_the_demo_prints_tables(small_run):
     shown = command("demo", "--context", "128", "--tokens", "2", "--epsilon", "0.1", COLUMNS="120")
     assert shown.returncode == 0, shown.stderr
@@ -46,6 +47,7 @@ def test_the_demo_prints_tables(small_run):
         assert words in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_violation_is_counted_and_fails_the_command(monkeypatch):
     """A judge that sees certificates ten times too small must count every row, and the command must exit with 1."""
     real = truth.judge
@@ -126,6 +128,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, words):
     assert shown.stderr.strip().splitlines()[-1].startswith("tailbound: ")
 
 
+@pytest.mark.slow
 def test_a_text_shorter_than_the_context_is_refused(tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Only a few words.")
@@ -182,6 +185,7 @@ def test_doctor_refuses_a_level_that_cannot_run():
     assert "TAILBOUND_ISA=avx9 is not a level" in shown.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_written_by_save_pretrained_loads_like_the_gguf(tmp_path):
     small = models.Source("smollm2")
     model, tokenizer = small.model(), small.tokenizer()

@@ -57,6 +57,7 @@ def test_it_completes_and_compares_with_dense(tmp_path):
     assert dense["ratio"].keys() == {"median", "low", "high"}
 
 
+@pytest.mark.slow
 def test_it_chats_on_one_cache():
     """The second turn reads what is new: the first turn is in the cache."""
     shown = piped("What is the capital of France?\n\nAnd of Spain?\n", "--chat", "--prompt", "Answer in one word.")
@@ -67,6 +68,7 @@ def test_it_chats_on_one_cache():
     assert first["prompt_tokens"] <= second["reused"] < second["prompt_tokens"]
 
 
+@pytest.mark.slow
 def test_it_prints_as_it_writes_and_then_a_table():
     shown = subprocess.run(
         [sys.executable, "-m", "tailbound", "generate", "--max-new-tokens", "4", "--threads", "1"],
@@ -87,6 +89,7 @@ def writer():
     return Writer(generate.Options(max_new_tokens=12, temperature=1.0), Quiet())
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_what_is_drawn(writer):
     ids = writer.tokenizer("Once upon a time", return_tensors="pt").input_ids
     texts = []
@@ -117,6 +120,7 @@ def test_a_model_without_a_chat_template_cannot_chat(writer, tmp_path):
         Writer(generate.Options(model=str(tmp_path), chat=True), Quiet())
 
 
+@pytest.mark.slow
 def test_a_chat_without_a_question_is_refused():
     with pytest.raises(InputError, match="nothing to answer came on stdin"):
         generate.run(generate.Options(chat=True), [], Quiet())

@@ -213,6 +213,7 @@ def test_a_file_that_is_damaged_is_one_line(tmp_path):
         files.load(path)
 
 
+@pytest.mark.slow
 def test_the_command_judges_in_processes_and_says_what_it_did():
     shown = command("verify", "--minutes", "0.15", "--seed", "9", "--processes", "2", "--json")
     assert shown.returncode == 0, shown.stderr

@@ -101,6 +101,7 @@ def test_another_token_than_rounding_explains_is_found(folder, monkeypatch):
         assert "rounding does not explain" in row.verdict()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_checked_is_one_line(folder):
     for arguments, words in (
         (["--model", folder("Falcon")], "does not call the attention interface"),
