@@ -34,9 +34,8 @@ inline To bit_cast(From from) {
 inline double up(double x) { return x + std::fabs(x) * 0x1p-52 + kTiny; }
 inline double down(double x) { return x - std::fabs(x) * 0x1p-52 - kTiny; }
 
-// The largest double below 1 / the smallest above 1, as factors that make up for a few roundings.
+// A factor that makes up for a few roundings.
 constexpr double kMore = 1.0 + 0x1p-50;
-constexpr double kLess = 1.0 - 0x1p-50;
 
 inline double flush_norm(double width) { return std::sqrt(width) * kInputFlush * kMore; }
 

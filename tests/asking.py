@@ -60,3 +60,15 @@ def attend(query, key, value, *, impl, **options):
         else:
             options["attn_mask"] = torch.where(order, mask, -torch.inf)
     return ask_index(index, query, impl, **options)
+
+
+def halve_tv(monkeypatch):
+    """Let every index claim half of what it must."""
+    honest = tailbound.KVIndex.attend
+
+    def broken(self, query, **options):
+        found = honest(self, query, **options)
+        tv, *others = found.certificate
+        return found._replace(certificate=tailbound.Certificate(tv / 2, *others))
+
+    monkeypatch.setattr(tailbound.KVIndex, "attend", broken)

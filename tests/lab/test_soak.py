@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import oracles
+from asking import halve_tv
 from commands import Quiet, command
-from tailbound import Attention, Certificate, KVIndex, Status
+from tailbound import Certificate, KVIndex, Status
 from tailbound.lab.captures import Layer
 from tailbound.lab.errors import InputError
 from tailbound.lab.soak import cases, files, job, judging, kinds, oracle
@@ -23,14 +24,7 @@ CASES = 60
 @pytest.fixture
 def halved(monkeypatch):
     """An index whose certificates are half of what they must be."""
-    attend = KVIndex.attend
-
-    def broken(self, query, **options):
-        found = attend(self, query, **options)
-        tv, *others = found.certificate
-        return Attention(found.output, Certificate(tv / 2, *others), found.stats, found.kept)
-
-    monkeypatch.setattr(KVIndex, "attend", broken)
+    halve_tv(monkeypatch)
 
 
 def test_a_number_draws_the_same_case_again():

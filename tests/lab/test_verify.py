@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from asking import halve_tv
 from commands import Quiet, command
 from families import NAMED
-from tailbound import Attention, Certificate, KVIndex
+from tailbound import Attention, KVIndex
 from tailbound.lab import truth, verify
 from tailbound.lab.errors import InputError
 
@@ -65,14 +66,7 @@ def test_an_encoder_and_its_decoder_are_checked_together(folder, name):
 
 
 def test_a_certificate_below_the_truth_is_found(folder, monkeypatch):
-    attend = KVIndex.attend
-
-    def broken(self, query, **options):
-        found = attend(self, query, **options)
-        tv, *others = found.certificate
-        return Attention(found.output, Certificate(tv / 2, *others), found.stats, found.kept)
-
-    monkeypatch.setattr(KVIndex, "attend", broken)
+    halve_tv(monkeypatch)
     options = verify.Options(folder("Llama"), None, 400, 4, (0.05,), ("float32",))
     [row] = verify.run(options, Quiet())
     assert row.violations > 0
