@@ -65,7 +65,6 @@ CONTROLS = {
     "smallest_step": Control(
         (Patch("answer.cpp", "(smallest_step(store.dtype)", "(0.0 * smallest_step(store.dtype)"),), "denormal_casts"
     ),
-    "kInputFlush": Control((Patch("numbers.h", "kInputFlush = 0x1p-126;", "kInputFlush = 0.0;"),), "flushed"),
     "kLeastWeight": Control(
         (Patch("kernels_avx2.cpp", "all(kLeastWeight)", "all(0x1p-126f)"),), "least_weights", "index/avx2"
     ),
@@ -166,14 +165,6 @@ def denormal_casts(gen):
     yield case(uniform(gen, -1, 1, 1, 4), uniform(gen, -1, 1, 3, 4), small, 0.0, torch.float16)
 
 
-def flushed(gen):
-    """Denormals read as zero, in a query or in keys: logits that lie in them."""
-    tiny, large = 2.0**-130, 2.0**126
-    query, key = uniform(gen, -1, 1, 1, 4), uniform(gen, -1, 1, 14, 4)
-    for denormal, other in ((tiny, large), (large, tiny)):
-        yield case(query * denormal, key * other, uniform(gen, -1, 1, 14, 2), 0.3)
-
-
 def least_weights(gen):
     """Keys that are left out, where the exponential of a vector kernel has ended and the truth has not."""
     end = -float(uniform(gen, 87.01, 87.3, 1))
@@ -199,7 +190,6 @@ def judge(module, inputs, impl):
     from laws import check_certificate
 
     torch.set_num_threads(1)
-    torch.set_flush_denormal(inputs == "flushed")
     broken = 0
     for seed in range(COUNT):
         for one in globals()[inputs](torch.Generator().manual_seed(seed)):
