@@ -87,7 +87,7 @@ def draw(seed: int, number: int, captured: Sequence[Layer] = ()) -> Case:
     odds = np.array(list(EPSILONS.values())) / 100
     budgets = rng.choice(list(EPSILONS), heads, p=odds)
     epsilon: float | Tensor = torch.from_numpy(budgets) if rng.random() < 0.1 else float(budgets[0])
-    case = Case(seed, number, kind, who, 1 + int(rng.random() < 0.2), query, key, value, steps, epsilon, {})
+    case = Case(seed, number, kind, who, 1 + int(rng.random() < 0.04), query, key, value, steps, epsilon, {})
     return replace(case, options=_options(rng, gen, case, len(case.held())))
 
 

@@ -237,9 +237,13 @@ def _layers(path: Path | None) -> list[captures.Layer]:
 
 def _batch(seed: int, batch: int, capture: Path | None, deadline: float) -> tuple[Tally, list[Violation]]:
     """Cases `BATCH * batch` and on, as many as the time allows."""
-    tally, broken = Tally(), list[Violation]()
-    for number in range(BATCH * batch, BATCH * (batch + 1)):
-        if time.monotonic() >= deadline:
-            break
-        broken += judging.judge(cases.draw(seed, number, _layers(capture)), tally)
+    tally, broken, before = Tally(), list[Violation](), torch.get_num_threads()
+    torch.set_num_threads(1)  # but while a case answers: teams of two processes on the same cores wait for each other
+    try:
+        for number in range(BATCH * batch, BATCH * (batch + 1)):
+            if time.monotonic() >= deadline:
+                break
+            broken += judging.judge(cases.draw(seed, number, _layers(capture)), tally)
+    finally:
+        torch.set_num_threads(before)
     return tally, broken
