@@ -2,7 +2,7 @@
 
 They are compiled in, so each is changed in a copy of the sources, by its text, and the copy is built. Stored inputs
 then go through the laws of `laws.py`: as built they hold, without the constant one is broken. Constants that a larger
-one beside them hides whatever the input are not here; docs/engine.md names them.
+one beside them hides whatever the input are not here; docs/soundness.md names them.
 
     python tests/native/controls.py            all of them
     python tests/native/controls.py NAME ...   some

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -93,12 +95,7 @@ class KVIndex:
         """
         if not fits(key, value, self._store):
             check_stored(key, value, self._store)
-        turns, token = self._store.turns, object()
-        try:
-            turns.change(token, "append")
-            self._write(key, value)
-        finally:
-            turns.done(token)
+        self._change("append", lambda: self._write(key, value))
 
     def crop(self, length: int) -> None:
         """Keep the first `length` keys.
@@ -106,7 +103,12 @@ class KVIndex:
         Raises:
             ValueError: length is negative or more than are held.
         """
-        self._shorten("crop", "length", length)
+
+        def work() -> None:
+            self._check_count("length", length)
+            self._store.place(self._store.start, self._store.start + length)
+
+        self._change("crop", work)
 
     def drop_front(self, count: int) -> None:
         """Forget the first `count` keys, as a sliding window does; their room is used again when the index is full.
@@ -114,7 +116,12 @@ class KVIndex:
         Raises:
             ValueError: count is negative or more than are held.
         """
-        self._shorten("drop_front", "count", count)
+
+        def work() -> None:
+            self._check_count("count", count)
+            self._store.place(self._store.start + count, self._store.stop)
+
+        self._change("drop_front", work)
 
     def reorder(self, batch_indices: Tensor) -> None:
         """Make batch entry i what entry `batch_indices[i]` is now; entries may repeat or be left out.
@@ -134,13 +141,12 @@ class KVIndex:
                 f"batch_indices has shape {tuple(batch_indices.shape)} and entries {batch_indices.flatten().tolist()}; "
                 f"it must be one-dimensional, with entries from 0 to {batch - 1}"
             )
-        turns, token = self._store.turns, object()
-        try:
-            turns.change(token, "reorder")
+
+        def work() -> None:
             self._store.select(batch_indices)
             self._handle = None
-        finally:
-            turns.done(token)
+
+        self._change("reorder", work)
 
     def attend(
         self,
@@ -217,15 +223,12 @@ class KVIndex:
         else:
             handle.append(self._store, key, value)
 
-    def _shorten(self, change: str, name: str, count: int) -> None:
-        turns, token, store = self._store.turns, object(), self._store
+    def _change(self, name: str, work: Callable[[], None]) -> None:
+        """Do what changes the index while nobody else is at it."""
+        turns, token = self._store.turns, object()
         try:
-            turns.change(token, change)
-            self._check_count(name, count)
-            if change == "crop":
-                store.place(store.start, store.start + count)
-            else:
-                store.place(store.start + count, store.stop)
+            turns.change(token, name)
+            work()
         finally:
             turns.done(token)
 

@@ -8,7 +8,6 @@ them: after rotation, heads not repeated. Query j of m sees the first `context -
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import time
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tailbound.lab import models, seals, text
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, need
 from tailbound.lab.listening import Heard, listening
 from tailbound.lab.progress import Progress
 
@@ -223,8 +222,7 @@ class _Library(NamedTuple):
 
 
 def _safetensors() -> _Library:
-    if importlib.util.find_spec("safetensors") is None:
-        raise InputError("safetensors not installed; captures need the hf extra: pip install 'tailbound[hf]'")
+    need("safetensors", "captures need the hf extra", "hf")
     from safetensors import safe_open
     from safetensors.torch import save_file
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -155,7 +155,7 @@ class Source:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             local = self.name in (SMALL, ENCODER) or Path(self.name).exists()
             hint = "" if local or self._download else "; a model on the hub is fetched only with --download"
-            raise InputError(f"cannot load the model {self.name!r}: {_first_line(error)}{hint}") from error
+            raise InputError(f"cannot load the model {self.name!r}: {first_line(error)}{hint}") from error
 
 
 def find_small_model() -> Path | None:
@@ -246,7 +246,3 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tailbound.lab import folder, seals
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, need
 from tailbound.lab.progress import Progress
 
 Columns = Mapping[str, np.ndarray]
@@ -45,8 +44,7 @@ class Rows:
         Raises:
             InputError: no pyarrow, a folder that cannot be written to, or rows of other settings in it.
         """
-        if importlib.util.find_spec("pyarrow") is None:
-            raise InputError("pyarrow not installed; rows are Parquet files: pip install 'tailbound[report]'")
+        need("pyarrow", "rows are Parquet files", "report")
         self.place = place
         file = place / SETTINGS
         if fresh and file.exists():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import io
 import logging
 import os
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tailbound.lab.audit.shards import Done, Reader, Shard, Work
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, first_line, need
 
 LOCAL = "local"
 """The address of a cluster that is started on this machine, and ends with the audit."""
@@ -32,8 +31,7 @@ def check() -> None:
     Raises:
         InputError: it is not installed.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise InputError("ray not installed; --ray needs the extra: pip install 'tailbound[ray]'")
+    need("ray", "--ray needs the extra", "ray")
 
 
 class Cluster:
@@ -85,7 +83,7 @@ class Cluster:
     def _lose(self, shard: Shard, error: Exception) -> None:
         self.losses[shard.number] = self.losses.get(shard.number, 0) + 1
         if self.losses[shard.number] >= LOSSES:
-            first = _first_line(error)
+            first = first_line(error)
             raise InputError(
                 f"{shard.text} lost {LOSSES} workers, the last by: {first} Texts that are done are kept, and --resume "
                 "goes on. Most often it is the memory, as each worker holds the model: start the cluster with a "
@@ -142,7 +140,7 @@ def _check_answers(address: str) -> None:
 
 def _no_cluster(address: str, error: Exception) -> InputError:
     return InputError(
-        f"--ray {address}: no cluster there ({_first_line(error)}); start one with `ray start --head`, or give "
+        f"--ray {address}: no cluster there ({first_line(error)}); start one with `ray start --head`, or give "
         f"--ray {LOCAL}"
     )
 
@@ -156,10 +154,6 @@ def _check_size(address: str, threads: int) -> None:
             f"--ray {address}: a text takes {threads} CPUs, and the largest machine of the cluster has {most:g}; give "
             "fewer --threads"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read(work: Work, shard: Shard) -> Done:

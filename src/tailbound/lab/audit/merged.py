@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from tailbound.lab import needs, rows
 from tailbound.lab.audit import heads
 from tailbound.lab.audit.columns import AT
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import need
 
 if TYPE_CHECKING:
     import polars
@@ -29,8 +28,7 @@ def check() -> None:
     Raises:
         InputError: it is not installed.
     """
-    if importlib.util.find_spec("polars") is None:
-        raise InputError("polars not installed; --texts merges with it: pip install 'tailbound[report]'")
+    need("polars", "--texts merges with it", "report")
 
 
 class Merged:

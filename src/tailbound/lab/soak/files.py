@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, first_line
 from tailbound.lab.soak.cases import Case
 
 SCHEMA = "tailbound.case/1"
@@ -79,7 +79,7 @@ def load(path: Path) -> Case:
     except InputError:
         raise
     except DAMAGED as error:
-        raise InputError(f"cannot read {path} as a case of tailbound verify: {_first_line(error)}") from error
+        raise InputError(f"cannot read {path} as a case of tailbound verify: {first_line(error)}") from error
 
 
 def _case(about: dict[str, Any], tensors: dict[str, Tensor]) -> Case:
@@ -113,7 +113,3 @@ def _tensor(array: np.ndarray, dtype: str) -> Tensor:
     if not isinstance(wanted, torch.dtype):
         raise ValueError(f"{dtype!r} is no dtype")
     return tensor.view(wanted) if wanted is torch.bfloat16 else tensor.to(wanted)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
