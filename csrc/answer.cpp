@@ -10,6 +10,7 @@ namespace tailbound {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kAboveLost = 0x1p20;
 constexpr double kWeightRounding = 1024.0 * kUnit;  // a weight's own, moves between shifts included
 
 double exp_up(double x) { return std::max(up(std::exp(x) * (1.0 + 2.0 * kExpRelative)), kTiny); }
@@ -40,7 +41,7 @@ Verdict answer(Partial* parts, int count, double sink, bool has_sink, const Accu
   const int64_t width = store.value_width;
   double shift = has_sink ? sink : -kInfinity;
   for (int i = 0; i < count; ++i)
-    if (parts[i].mass > 0.0 || parts[i].tail > 0.0) shift = std::max(shift, parts[i].shift);
+    if (parts[i].mass > 0.0 || parts[i].tail > 0.0 || parts[i].kept > 0) shift = std::max(shift, parts[i].shift);
   if (!(shift > -kInfinity)) shift = 0.0;
 
   double mass = has_sink ? std::exp(sink - shift) : 0.0, tail = 0.0;
@@ -80,7 +81,8 @@ Verdict answer(Partial* parts, int count, double sink, bool has_sink, const Accu
   // The same sum as in finish.py.
   const double lowest = up(static_cast<double>(kept) * accuracy.least);  // weights near nothing may be rounded up
   const double sure = std::max(down(down(mass * exp_down(-eta) * (1.0 - 2.0 * gamma(8) - relative)) - lowest), 0.0);
-  const double tv = share_up(tail, sure);
+  // Where the weights of all keys may be nothing but what was lost, the row is to be read again.
+  const double tv = kept > 0 && !(mass > lowest * kAboveLost) ? 1.0 : share_up(tail, sure);
   const double root = std::sqrt(static_cast<double>(width)) * kMore;
   const double radius = store.bounds[pair * 4], norm = store.bounds[pair * 4 + 1];
   const double head_radius = has_sink ? std::max(radius, center_norm) : radius;

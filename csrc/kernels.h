@@ -28,17 +28,16 @@ struct Threshold {
 struct Gather {
   const Store* store;
   int64_t pair;
-  const int32_t* index;   // positions, ascending; null: `first` and on
+  const int32_t* index;   // positions from `origin`, ascending; null: `first` and on
   int64_t first, count;
   int rows;
   const float* query;     // (rows, padded width): scale * q, float32
   const float* exact;     // (rows, padded width): q
   float scale;
   int64_t query_stride;
-  const float* weights;   // (rows, stride) upper weights by position from `origin`; null: every key has weight
-  int64_t stride, origin;
-  const Threshold* threshold;
-  const int64_t* limit;   // without weights: row r sees positions before limit[r]
+  int64_t origin;
+  const uint16_t* members;  // of each key of `index`, the rows that it has weight for, a bit each
+  const int64_t* limit;   // without an index: row r sees positions before limit[r]
   float* shift;           // (rows) in: at least every logit, or -inf if unknown; out: what mass and sums refer to
   double* mass;           // (rows) added to
   double* sums;           // (rows, value width) added to
@@ -95,9 +94,9 @@ struct Kernels {
   // scratch: 2 n + 64 floats; n is a multiple of 16. Infinite weights are never left out.
   Threshold (*cut)(const float* weights, int64_t n, double budget, float* scratch, double* rest);
 
-  // Positions (from `first`) of n weights at which some row has weight; returns how many.
+  // Positions (from `first`) of n weights at which some row has weight, and which rows, a bit each; returns how many.
   int64_t (*pick)(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
-                  int32_t* index);
+                  int32_t* index, uint16_t* members);
 
   void (*gather)(const Gather& gather);
 

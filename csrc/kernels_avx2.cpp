@@ -267,24 +267,26 @@ inline int64_t between(const float* weights, int64_t n, int32_t low, int32_t hig
 #include "bracket.inc"
 
 int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
-             int32_t* index) {
+             int32_t* index, uint16_t* members) {
   int64_t count = 0, i = 0;
   for (; i + 8 <= n; i += 8) {
-    int any = 0, equal = 0;
+    int of_row[kMaxRows], any = 0;
     for (int row = 0; row < rows; ++row) {
-      const __m256 w = _mm256_loadu_ps(weights + row * stride + first + i);
-      any |= lanes(_mm256_cmp_ps(w, all(threshold[row].theta), _CMP_GT_OQ));
-      equal |= lanes(_mm256_cmp_ps(w, all(threshold[row].theta), _CMP_EQ_OQ));
+      const __m256 w = _mm256_loadu_ps(weights + row * stride + first + i), theta = all(threshold[row].theta);
+      of_row[row] = lanes(_mm256_cmp_ps(w, theta, _CMP_GT_OQ));
+      const int64_t ties = threshold[row].ties - first - i;
+      if (ties > 0) of_row[row] |= lanes(_mm256_cmp_ps(w, theta, _CMP_EQ_OQ)) & ((1 << least(ties, 8)) - 1);
+      any |= of_row[row];
     }
-    for (int bits = any | equal; bits; bits &= bits - 1) {
-      const int lane = __builtin_ctz(static_cast<unsigned>(bits));
-      const int64_t at = first + i + lane;
-      bool kept = any >> lane & 1;
-      for (int row = 0; row < rows && !kept; ++row) kept = has_weight(weights[row * stride + at], at, threshold[row]);
-      if (kept) index[count++] = static_cast<int32_t>(at);
+    for (; any; any &= any - 1) {
+      const int lane = __builtin_ctz(static_cast<unsigned>(any));
+      int of = 0;
+      for (int row = 0; row < rows; ++row) of |= (of_row[row] >> lane & 1) << row;
+      index[count] = static_cast<int32_t>(first + i + lane);
+      members[count++] = static_cast<uint16_t>(of);
     }
   }
-  return count + kScalarKernels.pick(weights, stride, first + i, n - i, rows, threshold, index + count);
+  return count + kScalarKernels.pick(weights, stride, first + i, n - i, rows, threshold, index + count, members + count);
 }
 
 // Lane j: the sum of a[j]. 7 hadds of 3 instructions each.
@@ -335,18 +337,11 @@ inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
 inline Vector broadcast(float x) { return _mm256_set1_ps(x); }
 inline Vector exponential(Vector x, float shift) { return exp8(_mm256_sub_ps(x, all(shift))); }
 
-// Which of 8 logits belong to a row, as bits; `in` are those that exist.
-inline uint32_t members(const Gather& g, int row, const int32_t* at, uint32_t in) {
-  const __m256i where = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-  if (!g.weights) {
-    const __m256i limit = _mm256_set1_epi32(static_cast<int32_t>(g.limit[row] - g.origin));
-    return in & static_cast<uint32_t>(lanes(_mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, where))));
-  }
-  const __m256 w = _mm256_i32gather_ps(g.weights + row * g.stride, where, 4);
-  const __m256 theta = all(g.threshold[row].theta);
-  const __m256i ties = _mm256_set1_epi32(static_cast<int32_t>(g.threshold[row].ties));
-  const __m256 equal = _mm256_and_ps(_mm256_cmp_ps(w, theta, _CMP_EQ_OQ), _mm256_castsi256_ps(_mm256_cmpgt_epi32(ties, where)));
-  return in & static_cast<uint32_t>(lanes(_mm256_or_ps(equal, _mm256_cmp_ps(w, theta, _CMP_GT_OQ))));
+// Which of 8 sets of rows hold a row, as bits.
+inline uint32_t holding(const uint16_t* members, int row) {
+  const __m128i bit = _mm_set1_epi16(static_cast<int16_t>(1u << row));
+  const __m128i on = _mm_cmpeq_epi16(_mm_and_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(members)), bit), bit);
+  return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(on, _mm_setzero_si128())));
 }
 
 inline Vector keep(Vector x, uint32_t mine) {

@@ -299,25 +299,26 @@ inline int64_t between(const float* weights, int64_t n, int32_t low, int32_t hig
 #include "bracket.inc"
 
 int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
-             int32_t* index) {
+             int32_t* index, uint16_t* members) {
   int64_t count = 0, i = 0;
   for (; i + 8 <= n; i += 8) {
-    Mask any = from_lanes(0), at_theta = any;
+    uint32_t of_row[kMaxRows], any = 0;
     for (int row = 0; row < rows; ++row) {
       const Vector w = read(weights + row * stride + first + i), theta = broadcast(threshold[row].theta);
-      any = either(any, below(theta, w));
-      at_theta = either(at_theta, equal(w, theta));
+      of_row[row] = lanes(below(theta, w));
+      const int64_t ties = threshold[row].ties - first - i;
+      if (ties > 0) of_row[row] |= lanes(equal(w, theta)) & ((1u << least(ties, 8)) - 1u);
+      any |= of_row[row];
     }
-    const uint32_t sure = lanes(any);
-    for (uint32_t bits = sure | lanes(at_theta); bits; bits &= bits - 1) {
-      const int lane = __builtin_ctz(bits);
-      const int64_t at = first + i + lane;
-      bool kept = sure >> lane & 1;
-      for (int row = 0; row < rows && !kept; ++row) kept = has_weight(weights[row * stride + at], at, threshold[row]);
-      if (kept) index[count++] = static_cast<int32_t>(at);
+    for (; any; any &= any - 1) {
+      const int lane = __builtin_ctz(any);
+      uint32_t of = 0;
+      for (int row = 0; row < rows; ++row) of |= (of_row[row] >> lane & 1u) << row;
+      index[count] = static_cast<int32_t>(first + i + lane);
+      members[count++] = static_cast<uint16_t>(of);
     }
   }
-  return count + kScalarKernels.pick(weights, stride, first + i, n - i, rows, threshold, index + count);
+  return count + kScalarKernels.pick(weights, stride, first + i, n - i, rows, threshold, index + count, members + count);
 }
 
 // Lane j: the sum of the four lanes of a[j].
@@ -364,16 +365,11 @@ inline int64_t expanded(int64_t i) {
 
 inline Vector exponential(Vector x, float shift) { return exp8(subtract(x, broadcast(shift))); }
 
-// Which of 8 logits belong to a row, as bits; `in` are those that exist.
-inline uint32_t members(const Gather& g, int row, const int32_t* at, uint32_t in) {
+// Which of 8 sets of rows hold a row, as bits.
+inline uint32_t holding(const uint16_t* members, int row) {
   uint32_t bits = 0;
-  if (!g.weights) {
-    for (int j = 0; j < kBatch; ++j) bits |= static_cast<uint32_t>(at[j] + g.origin < g.limit[row]) << j;
-  } else {
-    const float* weights = g.weights + row * g.stride;
-    for (int j = 0; j < kBatch; ++j) bits |= static_cast<uint32_t>(has_weight(weights[at[j]], at[j], g.threshold[row])) << j;
-  }
-  return in & bits;
+  for (int j = 0; j < kBatch; ++j) bits |= (static_cast<uint32_t>(members[j]) >> row & 1u) << j;
+  return bits;
 }
 
 inline Vector keep(Vector x, uint32_t mine) { return keep(from_lanes(mine), x); }

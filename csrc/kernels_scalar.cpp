@@ -95,12 +95,14 @@ Threshold cut(const float* weights, int64_t n, double budget, float* scratch, do
 }
 
 int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int rows, const Threshold* threshold,
-             int32_t* index) {
+             int32_t* index, uint16_t* members) {
   int64_t count = 0;
   for (int64_t i = first; i < first + n; ++i) {
-    bool any = false;
-    for (int row = 0; row < rows; ++row) any = any || has_weight(weights[row * stride + i], i, threshold[row]);
-    if (any) index[count++] = static_cast<int32_t>(i);
+    int of = 0;
+    for (int row = 0; row < rows; ++row) of |= has_weight(weights[row * stride + i], i, threshold[row]) << row;
+    if (!of) continue;
+    index[count] = static_cast<int32_t>(i);
+    members[count++] = static_cast<uint16_t>(of);
   }
   return count;
 }
@@ -109,12 +111,11 @@ int64_t pick(const float* weights, int64_t stride, int64_t first, int64_t n, int
 void gather(const Gather& g) {
   const Store& s = *g.store;
   for (int64_t k = 0; k < g.count; ++k) {
-    const int64_t at = g.index ? g.index[k] + g.origin : g.first + k;  // index counts from `origin`
+    const int64_t at = g.index ? g.index[k] + g.origin : g.first + k;
     const uint8_t* key = s.key_row(g.pair, at);
     const uint8_t* value = s.value_row(g.pair, at);
     for (int row = 0; row < g.rows; ++row) {
-      if (g.weights ? !has_weight(g.weights[row * g.stride + at - g.origin], at - g.origin, g.threshold[row]) : at >= g.limit[row])
-        continue;
+      if (g.index ? !(g.members[k] >> row & 1) : at >= g.limit[row]) continue;
       double logit = 0.0;
       for (int64_t d = 0; d < s.width; ++d)
         logit += static_cast<double>(g.query[row * g.query_stride + d]) * static_cast<double>(load(s.dtype, key, d));

@@ -5,6 +5,12 @@
 #include <limits>
 
 namespace tailbound {
+namespace {
+
+// A number (above 0) and all above it, without ties: these cost a comparison more a key.
+Threshold just_below(float number) { return {bit_cast<float>(bit_cast<int32_t>(number) - 1), 0}; }
+
+}  // namespace
 
 Threshold settle(const float* weights, int64_t n, float* middle, int64_t count, double below, double budget, double* rest) {
   std::sort(middle, middle + count);
@@ -15,9 +21,9 @@ Threshold settle(const float* weights, int64_t n, float* middle, int64_t count, 
   int64_t out = 0;
   while (out < count && sum + static_cast<double>(middle[out]) <= most) sum += static_cast<double>(middle[out++]);
   *rest = sum * (1.0 + rounding);
-  if (out == count) return {std::numeric_limits<float>::infinity(), n};
+  if (out == count) return just_below(std::numeric_limits<float>::infinity());
+  if (out == 0 || middle[out - 1] < middle[out]) return just_below(middle[out]);
   Threshold t{middle[out], n};
-  if (out == 0 || middle[out - 1] < t.theta) return t;
   // Some keys equal to theta are left out: the first ones stay.
   const int64_t stay = std::upper_bound(middle, middle + count, t.theta) - (middle + out);
   int64_t kept = 0, i = 0;

@@ -45,6 +45,7 @@ struct Share {
 struct Workspace {
   std::vector<float> weights, scratch, levels;
   std::vector<int32_t> index;
+  std::vector<uint16_t> members;
   std::vector<Terms> terms;
 
   // Without touching what is already there.
@@ -157,6 +158,7 @@ class Sweep {
   float* weights_ = nullptr;   // (pairs, rows, stride)
   float* scratch_ = nullptr;   // (threads, 2 stride + 64)
   int32_t* index_ = nullptr;   // (pairs, stride)
+  uint16_t* members_ = nullptr;  // (pairs, stride)
   Terms* terms_ = nullptr;     // (pairs, pages, rows)
   float* levels_ = nullptr;    // (pairs, pages, rows): what the weights of a page refer to, before `align`
   std::vector<float> level_;

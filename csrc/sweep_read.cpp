@@ -19,8 +19,11 @@ void Sweep::share_out(int threads) {
     for (const auto& parts : segments_)
       for (const Segment& part : parts) {
         // Close the gaps between what the segments picked.
-        int32_t* index = index_ + part.pair * stride_;
-        std::copy_n(index + part.first - origin_, part.picked, index + picked[part.pair]);
+        const int64_t from = part.first - origin_, to = picked[part.pair], pair = part.pair * stride_;
+        if (from != to) {
+          std::copy_n(index_ + pair + from, part.picked, index_ + pair + to);
+          std::copy_n(members_ + pair + from, part.picked, members_ + pair + to);
+        }
         picked[part.pair] += part.picked;
         wide_[part.pair] = wide_[part.pair] || part.infinite;
       }
@@ -49,7 +52,8 @@ void Sweep::be_dense(int64_t pair) {
     threshold_[pair * rows_ + row] = Threshold{0.0f, 0};
     rest_[pair * rows_ + row] = 0.0;
   }
-  read_[pair] = k_.pick(weights(pair, 0), stride_, 0, stride_, rows_, &threshold_[pair * rows_], index_ + pair * stride_);
+  read_[pair] = k_.pick(weights(pair, 0), stride_, 0, stride_, rows_, &threshold_[pair * rows_], index_ + pair * stride_,
+                         members_ + pair * stride_);
 }
 
 void Sweep::read(const Piece& piece, Share& share) {
@@ -83,10 +87,8 @@ void Sweep::read(const Piece& piece, Share& share) {
   g.exact = tile.exact.data();
   g.scale = static_cast<float>(r_.scale);
   g.query_stride = tile.padded;
-  g.weights = weighs_ ? weights(piece.pair, 0) : nullptr;
-  g.stride = stride_;
+  g.members = weighs_ ? members_ + piece.pair * stride_ + piece.begin : nullptr;
   g.origin = origin_;
-  g.threshold = &threshold_[piece.pair * rows_];
   g.limit = limit;
   g.shift = share.shift;
   g.mass = share.mass;
@@ -220,7 +222,7 @@ Sweep::End Sweep::finish_row(int64_t pair, int row) {
     verdict = answer(parts.data(), static_cast<int>(parts.size()), r.sink, r_.sink != nullptr,
                      accuracy(pair, row, wide), s_, pair, output);
   End end = kPlanned;
-  if (verdict.finite && verdict.tv > r.epsilon) {  // the bracket was too wide after all
+  if (verdict.finite && verdict.tv > r.epsilon) {  // the bracket was too wide after all, or the level far above all logits
     end = kReread;
     kept = saw;
     verdict = read_all(pair, row, output);

@@ -19,6 +19,7 @@ Sweep::Sweep(const Kernels& kernels, const Store& store, const Request& request,
   if (weighs_) {
     weights_ = Workspace::need(space.weights, s_.pairs() * rows_ * stride_);
     index_ = Workspace::need(space.index, s_.pairs() * stride_);
+    members_ = Workspace::need(space.members, s_.pairs() * stride_);
   }
   if (scans_) {
     scratch_ = Workspace::need(space.scratch, threads * (2 * stride_ + 64));
@@ -52,9 +53,9 @@ void Sweep::work(const Team& team) {
   }
   if (weighs_) {
     each_segment(team, [&](Segment& part) {
-      const int64_t at = part.pair * stride_;
-      part.picked = k_.pick(weights(part.pair, 0), stride_, part.first - origin_, part.last - part.first, rows_,
-                            &threshold_[part.pair * rows_], index_ + at + part.first - origin_);
+      const int64_t from = part.first - origin_, at = part.pair * stride_ + from;
+      part.picked = k_.pick(weights(part.pair, 0), stride_, from, part.last - part.first, rows_,
+                            &threshold_[part.pair * rows_], index_ + at, members_ + at);
     });
     team.barrier.wait();
   }

@@ -50,6 +50,25 @@ def test_logits_beyond_float32_hide_no_key(impl, dtype, sign):
 
 
 @pytest.mark.parametrize("impl", INDEXES)
+@pytest.mark.parametrize("sink", [None, 0.0, -40.0])
+@pytest.mark.parametrize("keys", [28, 600])
+def test_weights_that_all_vanish_below_their_level_are_read_again(impl, sink, keys):
+    """The first keys of a page lie far from the others, so that brackets are wide: the largest upper end lay 105 nats
+    above every logit, float32 weights became 0, and next to a sink that counted as nothing lost (hypothesis found it).
+    """
+    gen = torch.Generator().manual_seed(20)
+    for _ in range(8):
+        far, near = pair(gen, 2, 2, 16, 16, 16, torch.float32, 50.0), pair(gen, 2, 2, keys - 16, 16, 16, torch.float32)
+        index = KVIndex(*far)
+        index.append(*near)
+        key, value = (torch.cat(parts, 2) for parts in zip(far, near, strict=True))
+        query = 2 * torch.randn(2, 6, 1, 16, generator=gen)
+        sinks = None if sink is None else torch.full((6,), sink)
+        answer = ask_and_check(index, query, key, value, impl, epsilon=0.001, scale=3.0, sink=sinks)
+        assert (answer.certificate.output_error < 0.1).all()
+
+
+@pytest.mark.parametrize("impl", INDEXES)
 @pytest.mark.parametrize("attending", [True, False])
 @pytest.mark.parametrize("building", [True, False])
 @pytest.mark.parametrize("spread", [False, True])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tailbound.bounds.interval import STORED_BYTES, Coded, page_size
+from tailbound.engine import memory
 from tailbound.engine.finish import ValueBall
 from tailbound.engine.packing import BLOCK, unpack
 from tailbound.engine.turns import Turns
@@ -57,19 +58,21 @@ class Store:
         page = page_size(width)
         capacity = max(1, -(-room // page)) * page
 
-        def new(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(batch, heads, *shape, dtype=dtype, device=key.device)
+        def form(*shape: int, dtype: torch.dtype) -> memory.Form:
+            return (batch, heads, *shape), dtype
 
-        return cls(
-            key=new(capacity, width, dtype=key.dtype),
-            value=new(capacity, value.shape[3], dtype=value.dtype),
-            codes=new(capacity * width, dtype=torch.int8),
-            marks=new(capacity // BLOCK, 3, BLOCK, dtype=torch.bfloat16),
-            center=new(capacity // page, width, dtype=torch.float32),
-            value_center=new(value.shape[3], dtype=torch.float64).zero_(),
-            bounds=new(4, dtype=torch.float64).zero_(),
-            span=torch.zeros(2, dtype=torch.int64),
+        of_keys = memory.buffers(
+            [
+                form(capacity, width, dtype=key.dtype),
+                form(capacity, value.shape[3], dtype=value.dtype),
+                form(capacity * width, dtype=torch.int8),
+                form(capacity // BLOCK, 3, BLOCK, dtype=torch.bfloat16),
+                form(capacity // page, width, dtype=torch.float32),
+            ],
+            key.device,
         )
+        of_heads = (torch.zeros(batch, heads, n, dtype=torch.float64, device=key.device) for n in (value.shape[3], 4))
+        return cls(*of_keys, *of_heads, span=torch.zeros(2, dtype=torch.int64))
 
     @torch.inference_mode(False)
     def __deepcopy__(self, memo: dict[int, object]) -> Store:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tailbound.engine import memory
 from tailbound.lab import bench_data, timing
 from tailbound.lab.bench_data import Data, Options, Smallest
 from tailbound.lab.bench_judge import Verdict, build_and_judge
@@ -105,7 +106,11 @@ def decode(options: Options, progress: Progress) -> list[Row]:
     try:
         with progress.task("judging, by layer", len(data.layers)) as advance:
             indexes, verdicts = build_and_judge(data.layers, names, counts, advance)
-        buffer = torch.ones(-(-data.nbytes // 8) * 2)  # whole words of 8 bytes, in float32
+        words = (
+            -(-data.nbytes // 8) * 2
+        )  # of 4 bytes, in pairs; in the memory that an index would take: the limit has no handicap
+        (buffer,) = memory.buffers([((words,), torch.float32)], torch.device("cpu"))
+        buffer.fill_(1.0)
         for threads in counts:
             torch.set_num_threads(threads)
             with progress.task(f"contestants take turns, {threads} threads", options.rounds + 1) as advance:

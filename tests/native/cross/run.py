@@ -51,13 +51,8 @@ CONTROLS = {
     "rounding of exp upwards": Control("1.0f + 0x1p-16f", "1.0f", "kernels", "weights"),
     "least weight": Control("return larger(weight, broadcast(kLeastWeight));", "return weight;", "kernels", "weights"),
     "sum of what is left out": Control("vcvt_high_f64_f32(small.high)", "vdupq_n_f64(0.0)", "selection", "cuts"),
-    "keys at the threshold": Control("sure | lanes(at_theta)", "sure", "selection", "picks"),
-    "ties in a gather": Control(
-        "has_weight(weights[at[j]], at[j], g.threshold[row])",
-        "(weights[at[j]] >= g.threshold[row].theta)",
-        "selection",
-        "gathers",
-    ),
+    "keys at the threshold": Control("if (ties > 0)", "if (false)", "selection", "picks"),
+    "rows of a key in a gather": Control(">> row & 1u) << j", ">> 0 & 1u) << j", "selection", "gathers"),
     "order of the keys of a batch": Control("vpaddq_f32(c, d)", "vpaddq_f32(d, c)", "selection", "gathers"),
     "residual, by whole answers": Control("broadcast(t.residual)", "broadcast(0.0f * t.residual)", "answers"),
 }

@@ -72,9 +72,11 @@ void picks(const Kernels& k) {
         std::vector<Threshold> t;
         for (int row = 0; row < rows; ++row) t.push_back({static_cast<float>(random.below(6)) / 8 + 4.0f, random.below(96)});
         std::vector<int32_t> a(96, -1), b(96, -1);
-        const int64_t x = k.pick(w.data(), stride, first, n, rows, t.data(), a.data());
-        const int64_t y = oracle.pick(w.data(), stride, first, n, rows, t.data(), b.data());
-        expect(x == y && std::equal(a.begin(), a.begin() + x, b.begin()), "n = %d, rows %d: %d and %d", int(n), rows, int(x), int(y));
+        std::vector<uint16_t> of_a(96, 0), of_b(96, 0);
+        const int64_t x = k.pick(w.data(), stride, first, n, rows, t.data(), a.data(), of_a.data());
+        const int64_t y = oracle.pick(w.data(), stride, first, n, rows, t.data(), b.data(), of_b.data());
+        const bool same = x == y && std::equal(a.begin(), a.begin() + x, b.begin()) && of_a == of_b;
+        expect(same, "n = %d, rows %d: %d and %d", int(n), rows, int(x), int(y));
       }
 }
 
@@ -105,7 +107,7 @@ void gathers(const Kernels& k) {
         value_size = std::max(value_size, std::fabs(Real(load(dtype, s.value_row(0, i), d))));
       }
     }
-    const int64_t padded = (width + 15) / 16 * 16, origin = 16, stride = capacity - origin;
+    const int64_t padded = (width + 15) / 16 * 16, origin = 16, room = capacity - origin;
     std::vector<float> query(static_cast<size_t>(rows * padded), 0.0f), exact = query;
     const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(width)));
     std::vector<Real> norm(static_cast<size_t>(rows), 0);
@@ -116,23 +118,19 @@ void gathers(const Kernels& k) {
         query[at] = scale * exact[at];
         norm[static_cast<size_t>(row)] += Real(exact[at]) * Real(exact[at]);
       }
-    std::vector<float> w(static_cast<size_t>(rows * stride));
-    for (float& x : w) x = static_cast<float>(random.below(40)) / 8;
-    std::vector<Threshold> t;
+    std::vector<uint16_t> of(static_cast<size_t>(count));
+    for (uint16_t& rows_of : of) rows_of = static_cast<uint16_t>(random.below(int64_t{1} << rows));
     std::vector<int64_t> limit;
-    for (int row = 0; row < rows; ++row) {
-      t.push_back({static_cast<float>(random.below(24)) / 8, random.below(capacity)});
-      limit.push_back(origin + random.below(count + 8));
-    }
+    for (int row = 0; row < rows; ++row) limit.push_back(origin + random.below(count + 8));
     std::vector<int32_t> index;
-    for (int64_t i = 0; i < count; ++i) index.push_back(static_cast<int32_t>(i * (stride / count) + random.below(stride / count)));
+    for (int64_t i = 0; i < count; ++i) index.push_back(static_cast<int32_t>(i * (room / count) + random.below(room / count)));
     std::vector<float> shift(static_cast<size_t>(rows), -kInf);
     std::vector<double> mass(static_cast<size_t>(rows), 0.0), sums(static_cast<size_t>(rows * value_width), 0.0);
     std::vector<int32_t> kept(static_cast<size_t>(rows), 0);
     Gather g{};
     g.store = &s, g.index = picked ? index.data() : nullptr, g.first = origin, g.count = count, g.rows = rows;
     g.query = query.data(), g.exact = exact.data(), g.scale = scale, g.query_stride = padded;
-    g.weights = picked ? w.data() : nullptr, g.stride = stride, g.origin = origin, g.threshold = t.data(), g.limit = limit.data();
+    g.members = picked ? of.data() : nullptr, g.origin = origin, g.limit = limit.data();
     g.shift = shift.data(), g.mass = mass.data(), g.sums = sums.data(), g.kept = kept.data();
     k.gather(g);
     for (int row = 0; row < rows; ++row) {
@@ -142,7 +140,7 @@ void gathers(const Kernels& k) {
       int32_t members = 0;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = picked ? origin + index[static_cast<size_t>(i)] : origin + i;
-        if (picked ? !has_weight(w[r * static_cast<size_t>(stride) + static_cast<size_t>(at - origin)], at - origin, t[r]) : at >= limit[r]) continue;
+        if (picked ? !(of[static_cast<size_t>(i)] >> row & 1) : at >= limit[r]) continue;
         ++members;
         Real logit = 0;
         for (int64_t d = 0; d < width; ++d) logit += Real(exact[r * static_cast<size_t>(padded) + static_cast<size_t>(d)]) * Real(load(dtype, s.key_row(0, at), d));

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tailbound.engine import native
 from tailbound.lab.captures import Layer
-from tailbound.lab.soak.kinds import COMMON, KINDS, Drawn
+from tailbound.lab.soak.kinds import APART, BEGINNING, COMMON, KINDS, Drawn
 
 EPSILONS = {0.0: 2, 1e-6: 4, 1e-3: 8, 0.01: 18, 0.05: 22, 0.1: 20, 0.3: 14, 0.6: 8, 0.9: 4}
 """Budgets, and of 100 cases how many ask for them."""
@@ -79,10 +79,10 @@ def draw(seed: int, number: int, captured: Sequence[Layer] = ()) -> Case:
     if captured and number % 3 == 0 and who not in WHOLE:
         kind, tensors = CAPTURED, _from_capture(rng, captured)
     else:
-        kind, tensors = _synthetic(rng, gen, exact=who in (*WHOLE, "index/torch"))
+        kind, tensors = _synthetic(rng, gen, who)
     dtype = _dtype(rng, who, kind)
     query, key, value = (tensor.to(dtype) for tensor in tensors)
-    steps = (("write", key.shape[2]),) if who in WHOLE else _history(rng, key.shape[2])
+    steps = (("write", key.shape[2]),) if who in WHOLE else _history(rng, key.shape[2], kind)
     heads = query.shape[1]
     odds = np.array(list(EPSILONS.values())) / 100
     budgets = rng.choice(list(EPSILONS), heads, p=odds)
@@ -108,13 +108,13 @@ def _dtype(rng: np.random.Generator, who: str, kind: str) -> torch.dtype:
     return dtypes[int(rng.integers(len(dtypes)))]
 
 
-def _synthetic(rng: np.random.Generator, gen: torch.Generator, exact: bool) -> tuple[str, Drawn]:
+def _synthetic(rng: np.random.Generator, gen: torch.Generator, who: str) -> tuple[str, Drawn]:
     names = list(KINDS)
     odds = np.array([COMMON] + [1.0] * (len(names) - 1))
     kind = str(rng.choice(names, p=odds / odds.sum()))
     batch, kv_heads, group = int(rng.choice([1, 1, 1, 2])), int(rng.integers(1, 4)), int(rng.choice([1, 2, 3, 4, 8]))
     width, value_width = int(rng.choice(WIDTHS)), int(rng.choice(WIDTHS))
-    n, queries = _lengths(rng, batch * kv_heads * group, exact)
+    n, queries = _lengths(rng, batch * kv_heads * group, who)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=gen).double()  # a third faster than drawing in float64
@@ -127,16 +127,16 @@ def _synthetic(rng: np.random.Generator, gen: torch.Generator, exact: bool) -> t
     return kind, KINDS[kind](drawn, gen)
 
 
-def _lengths(rng: np.random.Generator, heads: int, exact: bool) -> tuple[int, int]:
-    """Keys and queries. Those who weigh every key in float64 get few: the oracle needs digits for their rows."""
-    if exact:
+def _lengths(rng: np.random.Generator, heads: int, who: str) -> tuple[int, int]:
+    """Keys and queries. Those who weigh every key in float64 get few keys: the oracle needs digits for their rows."""
+    if who in (*WHOLE, "index/torch"):
         return int(rng.integers(1, 80)), int(rng.choice([1, 2, 5]))
-    lot = rng.random()
-    if lot < 0.03:
-        return int(rng.integers(LONG, 2 * LONG)), max(1, 96 // heads)
-    n = int(rng.integers(1, 256) if lot < 0.08 else rng.integers(256, 600) if lot < 0.93 else rng.integers(700, 3000))
-    queries = int(rng.choice([1, 1, 7, 16, 33, 64]))
-    return n, max(1, min(queries, ROWS_TIMES_KEYS // (n * heads)))
+    lot, slow = rng.random(), who == "index/scalar"  # it would take half of the time
+    if lot < 0.045:
+        return int(rng.integers(LONG, 2 * LONG)), max(1, (6 if slow else 96) // heads)
+    n = int(rng.integers(1, 256) if lot < 0.09 else rng.integers(256, 600) if lot < 0.93 else rng.integers(700, 3000))
+    queries = int(rng.choice([1, 1, 16, 33, 64, 96]))
+    return n, max(1, min(queries, (ROWS_TIMES_KEYS >> (4 if slow else 0)) // (n * heads)))
 
 
 def _from_capture(rng: np.random.Generator, layers: Sequence[Layer]) -> Drawn:
@@ -150,8 +150,10 @@ def _from_capture(rng: np.random.Generator, layers: Sequence[Layer]) -> Drawn:
     return Drawn(query[:, :, last - queries :].double(), key[:, :, part].double(), value[:, :, part].double())
 
 
-def _history(rng: np.random.Generator, n: int) -> tuple[tuple[str, int], ...]:
+def _history(rng: np.random.Generator, n: int, kind: str) -> tuple[tuple[str, int], ...]:
     """Ways to write n keys. What is cropped or dropped does not come back: fewer are held in the end."""
+    if kind == APART and n > BEGINNING:
+        return ("write", BEGINNING), ("write", n - BEGINNING)
     lot = rng.random()
     if lot < 0.4 or n < 8:
         return (("write", n),)
@@ -180,7 +182,7 @@ def _options(rng: np.random.Generator, gen: torch.Generator, case: Case, n: int)
         options["attn_mask"] = 3.0 * torch.randn(heads, 1, n, generator=gen)
     if rng.random() < 0.1:
         options["softcap"] = float(rng.choice([2.0, 30.0, 50.0]))
-    if rng.random() < 0.1:
+    if rng.random() < (0.5 if case.kind == APART else 0.1):
         options["sink"] = 4.0 * torch.randn(heads, generator=gen)
     if rng.random() < 0.1 and case.kind not in ("powers", "denormal"):
         options["scale"] = float(rng.choice([1.0, 0.0, -0.7, 0.1]))

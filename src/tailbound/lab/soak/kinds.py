@@ -25,6 +25,10 @@ class Drawn(NamedTuple):
     value: Tensor
 
 
+BEGINNING = 16
+"""Keys of a far beginning."""
+
+
 def _uniform(gen: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=gen))
 
@@ -105,6 +109,15 @@ def _drifting(drawn: Drawn, gen: torch.Generator) -> Drawn:
     return Drawn(3.0 * drawn.query, drawn.key + away, drawn.value)
 
 
+def _far_beginning(drawn: Drawn, gen: torch.Generator) -> Drawn:
+    """The first keys lie far from the others. Written apart, they alone set the centre of a page: upper ends may lie 90
+    nats above all logits, where weights in float32 vanish. With more than that the kernels turn to float64.
+    """
+    key, away = drawn.key.clone(), _uniform(gen, 20.0, 100.0)
+    key[:, :, :BEGINNING] += away
+    return Drawn(_uniform(gen, 800.0, 1700.0) / away * drawn.query, key, drawn.value)
+
+
 def _ends_of_the_code(drawn: Drawn, gen: torch.Generator) -> Drawn:
     """Every component the largest of its key: all codes are 127 or -127 where nothing is rotated."""
     size = drawn.key.abs().amax(-1, keepdim=True)
@@ -169,6 +182,7 @@ KINDS: dict[str, Callable[[Drawn, torch.Generator], Drawn]] = {
         _along_a_key,
         _along_a_residual,
         _drifting,
+        _far_beginning,
         _ends_of_the_code,
         _rising,
         _few_peaks,
@@ -178,6 +192,9 @@ KINDS: dict[str, Callable[[Drawn, torch.Generator], Drawn]] = {
         _not_finite,
     )
 }
+
+APART = "far beginning"
+"""The kind whose first keys are written apart, and whose rows have a sink half of the time."""
 
 COMMON = 8.0
 """How much likelier the first kind is than each other one: rows as decoders have them."""
