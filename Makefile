@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench \
+.PHONY: setup demo test test-slow test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races \
 	examples docs tables links wheel test-wheel clean
 
 setup: $(READY)
@@ -81,9 +81,6 @@ races:
 # The AArch64 kernels, cross-compiled and held to the scalar oracle under qemu. Needs no environment; says what is missing.
 cross:
 	WORKERS=$(WORKERS) $(PYTHON) tests/native/cross/run.py
-
-bench: setup
-	$(BIN)/tailbound bench decode
 
 # Every example and every block of the documentation, those included that need a model (minutes; `make test` runs the
 # others).
