@@ -7,6 +7,8 @@ import mpmath
 import pytest
 import torch
 
+from tailbound.bounds import rounding
+
 
 def t(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
@@ -38,3 +40,18 @@ def broken(law, *drops):
         for target, name, value in drops:
             patch.setattr(target, name, value)
         return not law()
+
+
+def same(x):
+    return x
+
+
+def no_gamma(n):
+    return 0.0
+
+
+def round_to_nearest(patch):
+    """No direction and no sum of roundings: what a bound is without them."""
+    patch.setattr(rounding, "up", same)
+    patch.setattr(rounding, "down", same)
+    patch.setattr(rounding, "gamma", no_gamma)

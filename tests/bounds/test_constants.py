@@ -12,17 +12,8 @@ import pytest
 import torch
 
 import oracles
-from constants import broken, exact, flushing, norm, t
+from constants import broken, exact, flushing, no_gamma, norm, same, t
 from tailbound.bounds import Sketch, hadamard, interval, rounding
-
-
-def same(x):
-    return x
-
-
-def no_gamma(n):
-    return 0.0
-
 
 # Directions, sums, exp.
 

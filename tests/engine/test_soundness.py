@@ -8,7 +8,7 @@ import oracles
 import tailbound
 from asking import INDEX_DTYPES, INDEXES
 from cases import SHAPES, Case, calls
-from constants import flushing
+from constants import flushing, round_to_nearest
 from laws import check_certificate
 from tailbound import Status
 from tailbound.bounds import rounding
@@ -136,9 +136,7 @@ def _caught(cases, impl):
 def test_control_rounding_to_nearest_is_caught(impl, monkeypatch):
     cases = [_control_case(seed) for seed in CONTROL_SEEDS]
     assert _caught(cases, impl) == 0
-    monkeypatch.setattr(rounding, "up", lambda x: x)
-    monkeypatch.setattr(rounding, "down", lambda x: x)
-    monkeypatch.setattr(rounding, "gamma", lambda n: 0.0)
+    round_to_nearest(monkeypatch)
     monkeypatch.setattr(rounding, "EXP_RELATIVE", 0.0)
     for module in (cut, partial):
         monkeypatch.setattr(module, "WEIGHT_ROUNDING", 0.0)

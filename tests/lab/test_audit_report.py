@@ -7,9 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from audits import HEADS, LAYERS, audit
+from audits import HEADS, LAYERS, audit, save
 from commands import blocked, command
-from tailbound.lab import seals
 from tailbound.lab.audit import page, pictures, report
 from tailbound.lab.errors import InputError
 
@@ -56,12 +55,6 @@ class Reader(HTMLParser):
 
     def handle_endtag(self, tag):
         self._json = False
-
-
-def save(folder, found):
-    folder.mkdir(exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps(seals.sealed(found)))
-    return folder
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tailbound.engine.check import check_epsilon
 from tailbound.lab import memory, models, text, timing, truth
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, as_input_error
 from tailbound.lab.progress import Progress
 from tailbound.lab.steps import FOLDED, OURS, PEERS, STOCK, TAILBOUND, UNRECORDED, WARM, Name, Options, Row
 from tailbound.result import Status
@@ -221,11 +221,9 @@ def _check(options: Options) -> None:
     least = options.steps + 1 + 64
     if min(options.contexts) < least:
         raise InputError(f"--contexts {min(options.contexts)}: at least {least}, a prompt of 64 tokens and the steps")
-    for epsilon in options.epsilons:
-        try:
+    with as_input_error():
+        for epsilon in options.epsilons:
             check_epsilon(epsilon)
-        except ValueError as error:
-            raise InputError(str(error)) from error
 
 
 def _check_model(model: PreTrainedModel, options: Options) -> None:
