@@ -162,7 +162,7 @@ class _Round:
                 cache_ratio=cache / stock,
                 recording=_recording(name, seconds),
                 **_agreement(torch.stack(logits[name][1:]), dense),
-                **_certificates(name, self._ledgers.get(name)),
+                **_certificates(self._ledgers.get(name)),
                 profile=profiles.get(name),
             )
             rows.append(row)
@@ -195,7 +195,7 @@ def _agreement(logits: Tensor, dense: Tensor) -> dict[str, float]:
     }
 
 
-def _certificates(name: Name, ledger: Ledger | None) -> dict[str, Any]:
+def _certificates(ledger: Ledger | None) -> dict[str, Any]:
     fields: dict[str, Any] = dict.fromkeys(("tv_max", "dense_share", "kept_share", "fallbacks"))
     if ledger is None:
         return fields
