@@ -38,7 +38,7 @@ COMPAT ?= 5.20.0 5.24.0
 test-compat:
 	scripts/compat.sh $(PYTHON) $(COMPAT)
 
-# A Chromium, without which the tests that open an audit's page are skipped.
+# A Chromium, without which the tests that open a page (an audit's, the site's) are skipped.
 browser:
 	scripts/chromium.sh
 
