@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races bench \
+.PHONY: setup demo test test-slow test-compat browser check fuzz fuzz-laws fuzz-kernels controls mutants sanitize cross races \
 	examples docs tables links wheel test-wheel clean
 
 setup: $(READY)
@@ -38,7 +38,7 @@ COMPAT ?= 5.20.0 5.24.0
 test-compat:
 	scripts/compat.sh $(PYTHON) $(COMPAT)
 
-# A Chromium, without which the tests that open an audit's page are skipped.
+# A Chromium, without which the tests that open a page (an audit's, the site's) are skipped.
 browser:
 	scripts/chromium.sh
 
@@ -81,9 +81,6 @@ races:
 # The AArch64 kernels, cross-compiled and held to the scalar oracle under qemu. Needs no environment; says what is missing.
 cross:
 	WORKERS=$(WORKERS) $(PYTHON) tests/native/cross/run.py
-
-bench: setup
-	$(BIN)/tailbound bench decode
 
 # Every example and every block of the documentation, those included that need a model (minutes; `make test` runs the
 # others).

@@ -1,5 +1,8 @@
 """Tables and the figure of the documentation, from the runs in docs/results: ratios and errors, no times.
 
+The tables that a run prints are in lab/show_bench.py and show_bench_generate.py. They show times too, and rows of the
+code as it is; a committed run is older than the code, so its rows stay the JSON that they are here.
+
 In a page, what stands between `<!-- benchmarks: KIND RUN ... -->` and `<!-- end -->` is made here.
 
 Run: python scripts/benchmarks.py            puts the tables into the pages and draws docs/figures/speed-and-error.svg
@@ -15,6 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tailbound.lab import contestants, steps
+from tailbound.lab.contestants import DENSE, FOLDED, GQA, READ
+from tailbound.lab.steps import STOCK
+from tailbound.lab.timing import Ratio
+from tailbound.report import plots
 from tailbound.report.tables import figure, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,9 +31,7 @@ PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 FIGURE = ROOT / "docs" / "figures" / "speed-and-error.svg"
 BLOCK = re.compile(r"(<!-- benchmarks: (?P<call>[^>]+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
-OURS = ("tailbound", "tailbound, not recorded", "dense kernel")
-FOLDED, GQA, DENSE = "sdpa folded", "sdpa enable_gqa", "dense kernel"
-STOCK, IN_PLACE = "sdpa", "sdpa folded, in place"
+OURS = {*contestants.OURS, *steps.OURS}
 Row = dict[str, Any]
 
 
@@ -39,8 +45,8 @@ def words(ratio: Row | None, digits: int = 2) -> str:
     """A median and its 95% interval; of one measurement, itself."""
     if ratio is None:
         return ""
-    median, low, high = (f"{ratio[end]:.{digits}f}" for end in ("median", "low", "high"))
-    return median if ratio["low"] == ratio["high"] else f"{median} ({low} to {high})"
+    found = Ratio(**ratio)
+    return f"{found.median:.{digits}f}" if found.low == found.high else found.in_words(False, digits)
 
 
 def name(row: Row) -> str:
@@ -58,7 +64,7 @@ def decode(run: str) -> str:
         "certified TV",
         "true TV",
         "violations",
-        *(f"times faster than {peer}" for peer in (FOLDED, GQA, DENSE)),
+        *(f"times faster than {peer}" for peer in contestants.PEERS),
         "than reading K and V once",
         "keys kept / oracle",
         "keys kept",
@@ -71,8 +77,8 @@ def decode(run: str) -> str:
             figure(row["tv_max"], ".5f"),
             figure(row["true_tv_max"], ".5f"),
             "" if row["tv_max"] is None else str(row["violations"]),
-            *("" if peer == row["contestant"] else words(row["ratio"][peer]) for peer in (FOLDED, GQA, DENSE)),
-            "" if row["contestant"] == "read" else words(row["limit_ratio"]),
+            *("" if peer == row["contestant"] else words(row["ratio"][peer]) for peer in contestants.PEERS),
+            "" if row["contestant"] == READ else words(row["limit_ratio"]),
             figure(row["kept_over_oracle"], ".3f"),
             figure(row["kept_share"], ".1%"),
             f"{row['bytes_read'] / 1e6:.1f}",
@@ -95,7 +101,7 @@ def short(run: str) -> str:
         "reading K and V once",
         "keys kept / oracle",
     )
-    some = [row for row in rows(run) if row["contestant"] == "tailbound" and row["isa"] != "scalar"]
+    some = [row for row in rows(run) if _shown(row)]
     cells = (
         (
             {"avx2": "AVX2", "avx512vnni": "AVX-512 VNNI", "avx512bf16": "AVX-512 BF16"}[row["isa"]],
@@ -116,7 +122,7 @@ def generate(run: str, dtype: str, context: str) -> str:
     columns = (
         "contestant",
         "certified TV",
-        *(f"times faster than {peer}" for peer in (STOCK, IN_PLACE)),
+        *(f"times faster than {peer}" for peer in steps.PEERS),
         "next-token TV, mean",
         "largest",
         "argmax agreement",
@@ -132,7 +138,7 @@ def generate(run: str, dtype: str, context: str) -> str:
         (
             name(row),
             figure(row["tv_max"], ".5f"),
-            *("" if peer == row["contestant"] else words(row["ratio"][peer]) for peer in (STOCK, IN_PLACE)),
+            *("" if peer == row["contestant"] else words(row["ratio"][peer]) for peer in steps.PEERS),
             f"{row['next_token_tv_mean']:.5f}",
             f"{row['next_token_tv_max']:.5f}",
             f"{row['argmax_agreement']:.1%}",
@@ -196,11 +202,9 @@ def filled(text: str) -> str:
 
 def draw(run: str = "decode-smollm2-8192") -> None:
     """Times faster than SDPA on the left, certified and true total variation of the same row on the right."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    some = [row for row in rows(run) if row["contestant"] in (FOLDED, DENSE, "read") or _shown(row)]
+    some = [row for row in rows(run) if row["contestant"] in (FOLDED, DENSE, READ) or _shown(row)]
     labels = [f"{name(row)}, epsilon {row['epsilon']:g}" if row["epsilon"] else name(row) for row in some]
     labels[-1] = "reading K and V once"
     speed = [row["ratio"][FOLDED] for row in some]
@@ -208,7 +212,7 @@ def draw(run: str = "decode-smollm2-8192") -> None:
     left, right = canvas.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     below = [max(0.0, one["median"] - one["low"]) for one in speed]
     ends = [below, [max(0.0, one["high"] - one["median"]) for one in speed]]
-    colors = ["#3f6fb5" if row["contestant"] == "tailbound" else "#b8bec8" for row in some]
+    colors = ["#3f6fb5" if row["contestant"] == contestants.TAILBOUND else "#b8bec8" for row in some]
     left.barh(labels, [one["median"] for one in speed], xerr=ends, color=colors, ecolor="#222222")
     left.axvline(1, color="#222222", linewidth=0.8)
     left.set_title("times faster than SDPA, group folded", loc="left", fontsize="medium")
@@ -227,12 +231,12 @@ def draw(run: str = "decode-smollm2-8192") -> None:
         place.spines[["top", "right"]].set_visible(False)
         place.set_axisbelow(True)
     FIGURE.parent.mkdir(exist_ok=True)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": FIGURE.stem, "font.family": "sans-serif"}):
-        FigureCanvasSVG(canvas).print_svg(str(FIGURE), metadata={"Date": None})
+    plots.save(canvas, FIGURE)
 
 
 def _shown(row: Row) -> bool:
-    return row["contestant"] == "tailbound" and row["isa"] != "scalar"
+    """Ours at a budget, but for the scalar oracle."""
+    return row["contestant"] == contestants.TAILBOUND and row["isa"] != "scalar"
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Chromium for the test of an audit's page: the one that is here, or Debian's package. Needs root for the latter.
+# A Chromium for the tests that open a page: the one that is here, or Debian's package. Needs root for the latter.
 set -euo pipefail
 
 for name in chromium chromium-browser google-chrome; do

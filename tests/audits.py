@@ -1,9 +1,11 @@
 """Audits as `audit.json` holds them, small and made up, in every state that one can be in."""
 
+import json
 import math
 
 import numpy as np
 
+from tailbound.lab import seals
 from tailbound.lab.audit import curves, heads, words
 from tailbound.lab.audit.columns import EPSILONS
 
@@ -66,6 +68,13 @@ def audit(
         "written": [],
         "complete": complete,
     }
+
+
+def save(folder, found):
+    """The folder of an audit, with its `audit.json`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "audit.json").write_text(json.dumps(seals.sealed(found)))
+    return folder
 
 
 def _head(generator, layer, head):

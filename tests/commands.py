@@ -34,15 +34,25 @@ class Patience:
             raise InterruptionError
 
 
-def command(*arguments, **env):
+def command(*arguments, typed=None, **env):
+    """Run the command; `typed` is what it reads on stdin."""
     return subprocess.run(
         [sys.executable, "-m", "tailbound", *arguments],
+        input=typed,
         env=os.environ | env,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def check_refused(shown, words):
+    """Bad input is exit code 2 and one line on stderr."""
+    assert (shown.returncode, shown.stdout) == (2, ""), shown.stderr
+    assert words in shown.stderr, shown.stderr
+    assert shown.stderr.startswith("tailbound: "), shown.stderr
+    assert shown.stderr.count("\n") == 1, shown.stderr
 
 
 def blocked(package, *arguments):

@@ -1,7 +1,9 @@
-"""Test set-up: shapes are checked by beartype on the floors that state them, and hypothesis has two profiles."""
+"""Test set-up: beartype checks shapes on the floors that state them, hypothesis has three profiles, pages a browser."""
 
 import os
+import shutil
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from jaxtyping import install_import_hook
@@ -23,3 +25,19 @@ _found = (Phase.explicit, Phase.generate, Phase.target)
 settings.register_profile("mutants", derandomize=True, max_examples=60, phases=_found, **_common)
 settings.register_profile("fuzz", max_examples=4000, print_blob=True, **_common)
 settings.load_profile(os.environ.get("TAILBOUND_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser of Playwright's; a test that asks for one is skipped where there is none."""
+    driver = pytest.importorskip("playwright.sync_api", reason="no playwright; `make setup` installs it")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium; `make browser` installs one on Debian")
+    with driver.sync_playwright() as started:
+        try:
+            browser = started.chromium.launch(executable_path=path)
+        except driver.Error as error:
+            pytest.skip(f"{path} does not start: {error}")
+        yield browser
+        browser.close()

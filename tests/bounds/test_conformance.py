@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, target
 from hypothesis import strategies as st
 
+from constants import round_to_nearest
 from intervals import check_interval, fitting, setups, single_cells
 from tailbound.bounds import Ball, Box, Sketch, base, kmeans_cells, rounding, run_cells
 
@@ -136,9 +137,7 @@ def ordinary_setups(count=60, dtype=torch.float32):
 @cell_laws
 def test_control_rounding_to_nearest_is_caught(bound, monkeypatch):
     assert caught(bound, ordinary_setups()) == 0
-    monkeypatch.setattr(rounding, "up", lambda x: x)
-    monkeypatch.setattr(rounding, "down", lambda x: x)
-    monkeypatch.setattr(rounding, "gamma", lambda n: 0.0)
+    round_to_nearest(monkeypatch)
     monkeypatch.setattr(rounding, "INPUT_FLUSH", 0.0)
     monkeypatch.setattr(base, "FLOOR", 0.0)
     assert caught(bound, ordinary_setups()) >= 5

@@ -5,7 +5,6 @@ Run by `make docs`, which builds it and says where by TAILBOUND_SITE.
 
 import functools
 import os
-import shutil
 import threading
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -72,20 +71,8 @@ def test_what_a_page_loads_lies_in_the_site(pages):
             assert target(path, address).exists(), f"{path.name}: {address}"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync = pytest.importorskip("playwright.sync_api")
-    at = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if at is None:
-        pytest.skip("no Chromium: make browser")
-    with sync.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=at)
-        yield launched
-        launched.close()
-
-
-def test_reading_the_site_asks_the_network_for_nothing(browser):
-    shown = browser.new_page()
+def test_reading_the_site_asks_the_network_for_nothing(chromium):
+    shown = chromium.new_page()
     asked, errors = [], []
     shown.on("request", lambda request: asked.append(request.url))
     shown.on("pageerror", lambda error: errors.append(str(error)))
@@ -109,8 +96,8 @@ def address():
     server.shutdown()
 
 
-def test_search_asks_nobody_but_the_server(browser, address):
-    shown = browser.new_page()
+def test_search_asks_nobody_but_the_server(chromium, address):
+    shown = chromium.new_page()
     asked = []
     shown.on("request", lambda request: asked.append(request.url))
     shown.goto(address + "index.html")
@@ -120,8 +107,8 @@ def test_search_asks_nobody_but_the_server(browser, address):
     assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
 
 
-def test_a_page_is_no_wider_than_a_phone(browser):
-    shown = browser.new_page(viewport={"width": 390, "height": 844})
+def test_a_page_is_no_wider_than_a_phone(chromium):
+    shown = chromium.new_page(viewport={"width": 390, "height": 844})
     for path in PAGES:
         shown.goto(path.as_uri())
         assert shown.evaluate("document.documentElement.scrollWidth") <= 390, path.name

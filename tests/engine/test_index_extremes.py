@@ -1,27 +1,16 @@
 """Magnitudes at which float32 kernels could lose a key: overflow, denormals flushed or not, and what is not finite."""
 
-import contextlib
-
 import mpmath
 import pytest
 import torch
 
 import oracles
 from asking import INDEX_DTYPES, INDEXES, KERNELS, ask_index, attend
+from constants import flushing
 from indexes import ask_and_check, pair
 from tailbound import KVIndex, Status
 
 EVERY = ("index/torch", *KERNELS)
-
-
-@contextlib.contextmanager
-def flushing(on):
-    """Denormals read and written as zero; only on the calling thread, which is the only one here (conftest)."""
-    assert torch.set_flush_denormal(on)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def check_exactly(answer, query, key, value, epsilon, **options):

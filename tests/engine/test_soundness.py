@@ -8,6 +8,7 @@ import oracles
 import tailbound
 from asking import INDEX_DTYPES, INDEXES
 from cases import SHAPES, Case, calls
+from constants import flushing, round_to_nearest
 from laws import check_certificate
 from tailbound import Status
 from tailbound.bounds import rounding
@@ -82,12 +83,9 @@ def test_flushed_denormals_stay_inside_the_certificate(impl):
     q = torch.full((1, 1, 1, 4), 2.0**127)
     k = torch.tensor([[0.0], [tiny], [-tiny], [2 * tiny]]).expand(4, 4).reshape(1, 1, 4, 4).clone()
     v = torch.tensor([[tiny], [1.0], [2.0], [-1.0]]).reshape(1, 1, 4, 1)
-    assert torch.set_flush_denormal(True)
-    try:
+    with flushing():
         case = Case(q, k, v, 0.3, {"scale": 1.0})
         answer = tailbound.attention(q, k, v, epsilon=0.3, scale=1.0, return_kept=True, impl=impl)
-    finally:
-        torch.set_flush_denormal(False)
     for index, tail, output in oracles.attention(q, k, v, answer.kept, scale=1.0):
         assert answer.certificate.tv[index].item() >= tail
         assert answer.certificate.output_error[index].item() >= oracles.distance(answer.output[index], output)
@@ -138,9 +136,7 @@ def _caught(cases, impl):
 def test_control_rounding_to_nearest_is_caught(impl, monkeypatch):
     cases = [_control_case(seed) for seed in CONTROL_SEEDS]
     assert _caught(cases, impl) == 0
-    monkeypatch.setattr(rounding, "up", lambda x: x)
-    monkeypatch.setattr(rounding, "down", lambda x: x)
-    monkeypatch.setattr(rounding, "gamma", lambda n: 0.0)
+    round_to_nearest(monkeypatch)
     monkeypatch.setattr(rounding, "EXP_RELATIVE", 0.0)
     for module in (cut, partial):
         monkeypatch.setattr(module, "WEIGHT_ROUNDING", 0.0)
@@ -177,13 +173,10 @@ def test_control_a_tail_that_underflows_is_caught(impl, monkeypatch):
     q = torch.tensor([1e3]).reshape(1, 1, 1, 1)
     k = torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1)
     case = Case(q, k, torch.ones(1, 1, 2, 1), 0.5, {"scale": 1.0})
-    assert torch.set_flush_denormal(True)
-    try:
+    with flushing():
         assert _caught([case], impl) == 0
         monkeypatch.setattr(rounding, "TINY", 0.0)
         assert _caught([case], impl) == 1
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def test_status_words_are_a_diagnosis_and_a_remedy():
@@ -216,11 +209,8 @@ def _flushed_case():
 def test_control_flushed_inputs_are_caught(impl, monkeypatch):
     def caught():
         case = _flushed_case()
-        assert torch.set_flush_denormal(True)
-        try:
+        with flushing():
             answer = tailbound.attention(*case[:3], epsilon=0.5, scale=1.0, return_kept=True, impl=impl)
-        finally:
-            torch.set_flush_denormal(False)
         truth = list(oracles.attention(*case[:3], answer.kept, scale=1.0))
         return any(answer.certificate.tv[index].item() < tail for index, tail, _ in truth) or any(
             answer.certificate.output_error[index].item() < oracles.distance(answer.output[index], output)

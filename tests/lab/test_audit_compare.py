@@ -6,20 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from audits import HEADS, LAYERS, audit
+from audits import HEADS, LAYERS, audit, save
 from commands import command
-from tailbound.lab import seals
 from tailbound.lab.audit import columns, comparison, curves, show_comparison
-
-
-@pytest.fixture
-def save(tmp_path):
-    def write(name, found):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "audit.json").write_text(json.dumps(seals.sealed(found)))
-        return str(tmp_path / name)
-
-    return write
 
 
 def test_of_equal_audits_nothing_differs():
@@ -81,15 +70,17 @@ def test_the_terminal_shows_any_two(b, words):
     assert words in " ".join(console.file.getvalue().split())
 
 
-def test_json_is_the_comparison(save):
+def test_json_is_the_comparison(tmp_path):
     a, b = audit(), audit(seed=1)
-    shown = command("compare", save("a", a), save("b", b), "--json")
+    shown = command("compare", save(tmp_path / "a", a), save(tmp_path / "b", b), "--json")
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout) == json.loads(json.dumps(comparison.compare(a, b)))
     assert json.loads(shown.stdout)["schema"] == "tailbound.compare/1"
 
 
-def test_an_audit_of_another_schema_is_one_line(save):
-    shown = command("compare", save("a", audit()), save("b", audit() | {"schema": "tailbound.audit/9"}))
+def test_an_audit_of_another_schema_is_one_line(tmp_path):
+    shown = command(
+        "compare", save(tmp_path / "a", audit()), save(tmp_path / "b", audit() | {"schema": "tailbound.audit/9"})
+    )
     assert (shown.returncode, shown.stderr.count("\n")) == (2, 1)
     assert "'tailbound.audit/9'" in shown.stderr

@@ -2,18 +2,15 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import pytest
 
-from audits import HEADS, LAYERS, audit
+from audits import HEADS, LAYERS, audit, save
 from commands import blocked, command
-from tailbound.lab import seals
 from tailbound.lab.audit import page, pictures, report
 from tailbound.lab.errors import InputError
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 STATES = {
     "whole": {},
     "no advice": {"target": None},
@@ -56,12 +53,6 @@ class Reader(HTMLParser):
 
     def handle_endtag(self, tag):
         self._json = False
-
-
-def save(folder, found):
-    folder.mkdir(exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps(seals.sealed(found)))
-    return folder
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -139,25 +130,6 @@ def test_what_is_no_audit_is_one_line(tmp_path):
             (tmp_path / "audit.json").write_text(content)
         with pytest.raises(InputError, match=words):
             report.load(tmp_path)
-
-
-def executable():
-    return next((path for path in map(shutil.which, BROWSERS) if path), None)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    driver = pytest.importorskip("playwright.sync_api", reason="no playwright; `make setup` installs it")
-    path = executable()
-    if path is None:
-        pytest.skip("no Chromium; `make browser` installs one on Debian")
-    with driver.sync_playwright() as started:
-        try:
-            browser = started.chromium.launch(executable_path=path)
-        except driver.Error as error:
-            pytest.skip(f"{path} does not start: {error}")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

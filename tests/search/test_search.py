@@ -9,6 +9,7 @@ from hypothesis import given, target
 from hypothesis import strategies as st
 
 import oracles
+from constants import round_to_nearest
 from tailbound import search
 from tailbound.bounds import Ball, Box, rounding, run_cells
 from tailbound.bounds.base import CellBound, Interval
@@ -283,9 +284,7 @@ def test_control_rounding_to_nearest_is_caught(monkeypatch):
         return count
 
     assert caught() == 0
-    monkeypatch.setattr(rounding, "up", lambda x: x)
-    monkeypatch.setattr(rounding, "down", lambda x: x)
-    monkeypatch.setattr(rounding, "gamma", lambda n: 0.0)
+    round_to_nearest(monkeypatch)
     monkeypatch.setattr(rounding, "EXP_RELATIVE", 0.0)
     assert caught() >= 5
 

@@ -79,7 +79,15 @@ class CellBound(ABC):
 
     @abstractmethod
     def interval(self, query: Float[Tensor, " D"], scale: float) -> Interval:
-        """Bounds on the logits `scale * q.k` of every cell, for a finite query and any finite scale, negative too."""
+        """Bounds on the logits `scale * q.k` of every cell: float64 (cells,) at either end, nats.
+
+        Args:
+            query: (D,), finite, any floating-point dtype.
+            scale: any finite number, negative too.
+
+        Raises:
+            ValueError: a query of another width, NaN or infinity in it, a scale that is not finite.
+        """
 
     @abstractmethod
     def bytes_per_cell(self) -> float:

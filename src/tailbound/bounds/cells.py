@@ -15,7 +15,10 @@ from tailbound.bounds.base import CellBound, Interval, check_query, flush_error
 
 
 def run_cells(n: int, size: int) -> Int64[Tensor, " n"]:
-    """Cells of `size` consecutive keys; the last one may be smaller.
+    """Cells of `size` consecutive keys, int64 (n,); the last one may be smaller.
+
+    Raises:
+        ValueError: n or size below 1.
 
     >>> run_cells(5, 2).tolist()
     [0, 0, 1, 1, 2]
@@ -26,7 +29,10 @@ def run_cells(n: int, size: int) -> Int64[Tensor, " n"]:
 
 
 def kmeans_cells(keys: Float[Tensor, "n D"], count: int, seed: int = 0) -> Int64[Tensor, " n"]:
-    """At most `count` cells by scikit-learn's k-means on the keys; cells are numbered by their first key.
+    """At most `count` cells, int64 (n,), by scikit-learn's k-means on the keys, numbered by their first key.
+
+    Args:
+        keys: (n, D), any floating-point dtype. count: in [1, n]. seed: the same seed gives the same cells.
 
     Raises:
         ValueError: count outside [1, n]. ImportError: scikit-learn is not installed (the `search` extra).

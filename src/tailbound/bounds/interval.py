@@ -80,6 +80,9 @@ class Sketch(CellBound):
             keys: (n, D), any floating-point dtype.
             cells: each key is its own cell; if given, must be 0 to n - 1 in order.
             center: float32 (pages, D): centres to use for the first pages instead of means.
+
+        Raises:
+            ValueError: as `CellBound`, and for other cells.
         """
         if cells is not None and not torch.equal(cells, torch.arange(keys.shape[0])):
             raise ValueError("cells must be 0 to n - 1 in order: every key of a sketch is its own cell")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tailbound.cli import bench, verify
-from tailbound.cli.options import Download, Json, Model, Seed, Text, Threads, settle
+from tailbound.cli.options import Download, Dtype, Json, Model, Reference, Seed, Text, Threads, settle
 from tailbound.lab import terminal
 from tailbound.lab.errors import InputError
 
@@ -34,7 +34,7 @@ def demo(
     context: Annotated[int, typer.Option(help="Tokens of the document.")] = 4096,
     tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 32,
     epsilon: Annotated[float, typer.Option(help="Budget of total variation for each row, in [0, 1).")] = 0.01,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Dtype = "float32",
     download: Download = False,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -99,7 +99,7 @@ def generate(
     epsilon: Annotated[str, typer.Option(help="Budget: a number in [0, 1), or a JSON file.")] = "0.01",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most, each time.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Dtype = "float32",
     against_dense: Annotated[bool, typer.Option("--against-dense", help="Write it densely too; compare.")] = False,
     download: Download = False,
     seed: Seed = 0,
@@ -128,7 +128,7 @@ def audit(
         Path, typer.Option(help="Folder for report.html, plots/, audit.json, audit.parquet and budget.json.")
     ] = Path("audit"),
     model: Model = "smollm2",
-    text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's language reference.")] = None,
+    text: Reference = None,
     texts: Annotated[
         Path | None,
         typer.Option(help="Many texts instead: a folder (.txt, .md), or a pattern of files in quotes."),
@@ -147,7 +147,7 @@ def audit(
             "agreement=0.99; or none. Default: next-token-tv=0.01, hidden-distance=0.05."
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Dtype = "float32",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the audit in the folder.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the audit in the folder.")] = False,
     redraw: Annotated[
@@ -202,7 +202,7 @@ def reproduce(
             help="Folder, hub name or package. Default: bert-base-uncased if it is here, else minilm; smollm2."
         ),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text to read; default: Python's language reference.")] = None,
+    text: Reference = None,
     context: Annotated[list[int] | None, typer.Option(help="Tokens of the decoder; repeatable. Default: 2048.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for rows, figures, plots and the report.")] = Path("reproduction"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again; default: go on where a run stopped.")] = False,

@@ -17,8 +17,6 @@ from tailbound.engine.nonfinite import dense_rows
 from tailbound.engine.partial import Partial
 from tailbound.engine.values import value_ball
 
-LIMITS: tuple[str, ...] = ()
-
 
 def attend(call: Call, return_kept: bool) -> Answer:
     """Answer a call whose tensors have at least one row and one key."""

@@ -9,7 +9,7 @@
 from tailbound.hf.budget import Budget
 from tailbound.hf.cache import CertifiedCache
 from tailbound.hf.certifying import certify
-from tailbound.hf.interface import NAME, install
+from tailbound.hf.interface import install
 from tailbound.hf.layer import CertifiedLayer
 from tailbound.hf.ledger import CertificateError, Ledger
 from tailbound.hf.session import Observation
@@ -17,7 +17,6 @@ from tailbound.hf.sliding import CertifiedSlidingLayer
 from tailbound.hf.summary import HeadSummary, LayerSummary, Spread, Summary
 
 __all__ = [
-    "NAME",
     "Budget",
     "CertificateError",
     "CertifiedCache",

@@ -15,6 +15,9 @@ class CertifiedCache(DynamicCache):
     `certify` makes the caches that pass through its model such caches; make one by hand to use certified attention
     with a model that was loaded with `attn_implementation="tailbound"`. Linear and other kinds of layers stay stock.
 
+    Args:
+        config: the model's, which says of what kind each layer is; without it layers are made as they are met.
+
     >>> import torch
     >>> cache = CertifiedCache()
     >>> key, value = torch.randn(1, 2, 300, 16), torch.randn(1, 2, 300, 16)

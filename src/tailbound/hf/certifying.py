@@ -36,7 +36,7 @@ def certify(
     it entered, those of a thread that entered none to the last block of all.
 
     Args:
-        model: a transformers decoder whose attention goes through the attention interface (Llama and its kin).
+        model: of transformers, with attention that goes through the attention interface; docs/models.md has a list.
         epsilon: budget of total variation for each row: a number in [0, 1), or by layer and head in the forms that
             `Budget.parse` reads, such as `{"default": 0.01, "layers": {"0": 0.05}, "heads": {"3.7": 0.0}}`.
         record: write certificates to the ledger; without, only calls answered exactly are counted. A `Ledger` is

@@ -89,7 +89,7 @@ def attend(
             'it out, or run the model with attn_implementation="eager" outside tailbound.hf.certify'
         )
     session = session_of(module)
-    causal = _causal(module, query, attention_mask, kwargs)
+    causal = is_causal(module, query, attention_mask, kwargs)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     call = Call(query, key, value, attention_mask, scale, causal, softcap, s_aux)
     if session is None:
@@ -182,8 +182,8 @@ def _biased(call: Call, kwargs: dict[str, Any]) -> Call:
     return call._replace(mask=bias, is_causal=False)
 
 
-def _causal(module: nn.Module, query: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
-    """transformers leaves the mask out where a causal one over equal lengths would do."""
+def is_causal(module: nn.Module, query: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
+    """Whether a call is causal: transformers leaves the mask out where a causal one over equal lengths would do."""
     if mask is not None or query.shape[2] == 1:
         return False
     asked = kwargs.get("is_causal")

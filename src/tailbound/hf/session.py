@@ -23,6 +23,12 @@ class Observation(NamedTuple):
     """One certified call with everything needed to check it from outside.
 
     `query` to `scale`, `softcap` and `sink` are what was passed to attention; `answer.kept` is present.
+
+    Attributes:
+        step: which certified call of its layer this is, from 0.
+        query: (B, Hq, T, D). key: (B, Hkv, n, D). value: (B, Hkv, n, Dv). In the model's dtype.
+        attn_mask: None, or bool or added to the logits, broadcastable to (B, Hq, T, n); a causal call has one.
+        sink: None, or a logit for each query head, (Hq,).
     """
 
     step: int

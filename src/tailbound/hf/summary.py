@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from io import StringIO
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
@@ -129,7 +129,7 @@ def exact_lines(exact: Mapping[tuple[int | None, str], int]) -> list[tuple[str, 
     found: dict[tuple[str, int], list[int | None]] = {}
     for (layer, reason), calls in exact.items():
         found.setdefault((reason, calls), []).append(layer)
-    return [(_ranges(layers), reason, f"{calls:,}") for (reason, calls), layers in sorted(found.items())]
+    return [(ranges(layers), reason, f"{calls:,}") for (reason, calls), layers in sorted(found.items())]
 
 
 def by_layer(heads: np.ndarray) -> list[LayerSummary]:
@@ -199,9 +199,9 @@ def _cells(part: HeadSummary, by_head: bool) -> list[str]:
     return cells
 
 
-def _ranges(layers: Iterable[int | None]) -> str:
-    """Layer numbers in short: runs as first-last."""
+def ranges(layers: Collection[int | None]) -> str:
+    """Layer numbers in short: runs as first-last; "none" for modules without a number."""
     numbers = sorted(layer for layer in layers if layer is not None)
     runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     names = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    return ", ".join([*names, *(["none"] if len(numbers) < len(list(layers)) else [])])
+    return ", ".join([*names, *(["none"] if len(numbers) < len(layers) else [])])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tailbound.engine.check import check_epsilon
 from tailbound.lab import memory, models, text, timing, truth
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, as_input_error
 from tailbound.lab.progress import Progress
 from tailbound.lab.steps import FOLDED, OURS, PEERS, STOCK, TAILBOUND, UNRECORDED, WARM, Name, Options, Row
 from tailbound.result import Status
@@ -162,7 +162,7 @@ class _Round:
                 cache_ratio=cache / stock,
                 recording=_recording(name, seconds),
                 **_agreement(torch.stack(logits[name][1:]), dense),
-                **_certificates(name, self._ledgers.get(name)),
+                **_certificates(self._ledgers.get(name)),
                 profile=profiles.get(name),
             )
             rows.append(row)
@@ -195,7 +195,7 @@ def _agreement(logits: Tensor, dense: Tensor) -> dict[str, float]:
     }
 
 
-def _certificates(name: Name, ledger: Ledger | None) -> dict[str, Any]:
+def _certificates(ledger: Ledger | None) -> dict[str, Any]:
     fields: dict[str, Any] = dict.fromkeys(("tv_max", "dense_share", "kept_share", "fallbacks"))
     if ledger is None:
         return fields
@@ -221,11 +221,9 @@ def _check(options: Options) -> None:
     least = options.steps + 1 + 64
     if min(options.contexts) < least:
         raise InputError(f"--contexts {min(options.contexts)}: at least {least}, a prompt of 64 tokens and the steps")
-    for epsilon in options.epsilons:
-        try:
+    with as_input_error():
+        for epsilon in options.epsilons:
             check_epsilon(epsilon)
-        except ValueError as error:
-            raise InputError(str(error)) from error
 
 
 def _check_model(model: PreTrainedModel, options: Options) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tailbound.engine.check import check_epsilon
 from tailbound.lab import models, text, truth
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, as_input_error
 from tailbound.lab.progress import Progress
 
 if TYPE_CHECKING:
@@ -164,10 +164,8 @@ def _check(options: Options) -> float:
         raise InputError(f"--context {options.context}: at least 2 tokens are needed")
     if options.tokens < 1:
         raise InputError(f"--tokens {options.tokens}: at least 1 is needed")
-    try:
+    with as_input_error():
         return check_epsilon(options.epsilon)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 @contextmanager

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(Exception):
     """Something that was asked for cannot be had: what came, what is allowed, what to do."""
+
+
+@contextmanager
+def as_input_error(kind: type[Exception] = ValueError) -> Iterator[None]:
+    """What is refused inside the block is something that the user can put right.
+
+    Raises:
+        InputError: in the same words.
+    """
+    try:
+        yield
+    except kind as error:
+        raise InputError(str(error)) from error
 
 
 def need(package: str, why: str, extra: str) -> None:

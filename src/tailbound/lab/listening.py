@@ -123,13 +123,15 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    from tailbound.hf.interface import is_causal
+
     answer = None
     if _listener is not None:
         scale = key.shape[3] ** -0.5 if scaling is None else float(scaling)
         mask = attention_mask
         if mask is not None and mask.dtype is not torch.bool:
             mask = mask > torch.finfo(mask.dtype).min
-        causal, window = _causal(module, query, mask, kwargs), kwargs.get("sliding_window")
+        causal, window = is_causal(module, query, mask, kwargs), kwargs.get("sliding_window")
         heard = Heard(_layer(module, kwargs), query, key, value, scale, mask, causal, softcap, s_aux, window)
         answer = _listener(heard)
     if answer is not None:
@@ -146,10 +148,3 @@ def _layer(module: nn.Module, extra: dict[str, Any]) -> int:
     if extra.get("position_bias") is not None:
         raise InputError(f"layer {layer} uses position_bias, which is not taken down here; choose another model")
     return layer
-
-
-def _causal(module: nn.Module, query: Tensor, mask: Tensor | None, extra: dict[str, Any]) -> bool:
-    """Without a mask SDPA is causal where the module is, for more than one query."""
-    causal = extra.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    return bool(mask is None and query.shape[2] > 1 and causal)

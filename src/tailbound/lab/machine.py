@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,18 +13,11 @@ import torch
 
 from tailbound.engine import native
 from tailbound.lab import models
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import as_input_error
 
 SCHEMA = "tailbound.doctor/1"
 
-_EXTRAS = {
-    "hf": ("transformers", "accelerate", "gguf", "safetensors"),
-    "search": ("scikit-learn",),
-    "report": ("matplotlib", "pyarrow", "polars", "plotly", "markdown-it-py"),
-    "ray": ("ray",),
-    "docs": ("mkdocs-material", "mkdocstrings"),
-    "dev": ("pytest", "hypothesis", "mpmath", "ruff", "pyright", "import-linter", "beartype"),
-}
+_OF_EXTRA = re.compile(r"(?P<package>[\w.-]+).*\bextra == ['\"](?P<extra>[\w-]+)['\"]")
 
 
 @dataclass(frozen=True)
@@ -74,10 +68,8 @@ def inspect() -> Machine:
         InputError: `TAILBOUND_ISA` names a level that cannot run here.
     """
     levels = native.levels()
-    try:
+    with as_input_error(RuntimeError):
         active = native.active_level() if levels.built else None
-    except RuntimeError as error:
-        raise InputError(str(error)) from error
     return Machine(
         tailbound=_version("tailbound") or "not installed",
         python=platform.python_version(),
@@ -90,12 +82,18 @@ def inspect() -> Machine:
         isa_built=levels.built,
         isa_active=active,
         native_missing=levels.missing,
-        extras=[*(_extra(name, packages) for name, packages in _EXTRAS.items()), *_small_models()],
+        extras=[*_extras(), *_small_models()],
     )
 
 
-def _extra(name: str, packages: tuple[str, ...]) -> Extra:
-    return Extra(name, {package: _version(package) for package in packages}, f"pip install 'tailbound[{name}]'")
+def _extras() -> list[Extra]:
+    """Those that the metadata of the installed package name, and so pyproject.toml."""
+    stated = importlib.metadata.requires("tailbound") if _version("tailbound") else None
+    versions: dict[str, dict[str, str | None]] = {}
+    for line in stated or ():
+        if found := _OF_EXTRA.match(line):
+            versions.setdefault(found["extra"], {})[found["package"]] = _version(found["package"])
+    return [Extra(name, found, f"pip install 'tailbound[{name}]'") for name, found in versions.items()]
 
 
 def _small_models() -> list[Extra]:

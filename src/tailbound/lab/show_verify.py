@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 
+from tailbound.hf.summary import ranges
 from tailbound.lab import verify as job
 from tailbound.lab.verify import Row
 from tailbound.report import tables
@@ -45,31 +46,23 @@ def verify(rows: Sequence[Row]) -> Iterator[RenderableType]:
             held += [layer for layer in places if layer not in held]
     if calls:
         yield tables.pairs(
-            [(f"exact: {reason}", f"layers {_some(layers[reason])}; {calls[reason]:,} calls") for reason in calls],
+            [(f"exact: {reason}", f"layers {ranges(layers[reason])}; {calls[reason]:,} calls") for reason in calls],
             "Answered exactly, in all rows together",
         )
     yield job.verdict(rows)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    def number(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
-
     return (
         row.dtype,
         f"{row.epsilon:g}",
         f"{row.certificates:,}",
         str(row.violations),
-        number(row.margin, ".1e"),
-        number(row.looseness, ".3f"),
-        number(row.looseness_p99, ".3f"),
-        number(row.kept_share, ".1%"),
-        number(row.spread, ".2f"),
+        tables.figure(row.margin, ".1e"),
+        tables.figure(row.looseness, ".3f"),
+        tables.figure(row.looseness_p99, ".3f"),
+        tables.figure(row.kept_share, ".1%"),
+        tables.figure(row.spread, ".2f"),
         f"{row.agreement:.0%}",
         ", ".join(f"{name} {count:,}" for name, count in row.statuses.items()),
     )
-
-
-def _some(layers: Sequence[int | None]) -> str:
-    named = ", ".join("unnamed" if layer is None else str(layer) for layer in layers[:8])
-    return named + (" ..." if len(layers) > 8 else "")

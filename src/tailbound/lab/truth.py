@@ -1,8 +1,10 @@
 """The judge: what a certificate should have said, recomputed in float64 from the tensors alone.
 
-This module imports nothing from the engine (import-linter enforces it). Shapes: query (B, Hq, Tq, D), key
-(B, Hkv, Tk, D), value (B, Hkv, Tk, Dv), kept bool (B, Hq, Tq, Tk), mask None or bool or additive, broadcastable to it,
-sink a logit for each query head, (Hq,), that takes weight and gives no value.
+This module imports nothing from the engine (import-linter enforces it). It judges whole calls of models, one KV head at
+a time, and does not bound its own rounding; `soak/oracle.py` takes small calls, does, and goes on to 60 digits.
+
+Shapes: query (B, Hq, Tq, D), key (B, Hkv, Tk, D), value (B, Hkv, Tk, Dv), kept bool (B, Hq, Tq, Tk), mask None or bool
+or additive, broadcastable to it, sink a logit for each query head, (Hq,), that takes weight and gives no value.
 """
 
 from __future__ import annotations

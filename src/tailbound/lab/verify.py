@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tailbound.engine.check import check_epsilon
 from tailbound.lab import forced, models, text, truth
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, as_input_error
 from tailbound.lab.progress import Progress
 from tailbound.result import Status
 
@@ -141,11 +141,9 @@ def run(options: Options, progress: Progress) -> list[Row]:
     """
     if options.context < 2 or options.tokens < 1:
         raise InputError(f"--context {options.context}, --steps {options.tokens}: at least 2 and 1 are needed")
-    for epsilon in options.epsilons:
-        try:
+    with as_input_error():
+        for epsilon in options.epsilons:
             check_epsilon(epsilon)
-        except ValueError as error:
-            raise InputError(str(error)) from error
     document = text.read_text(options.text)
     with progress.task("checking", len(options.dtypes) * (2 + len(options.epsilons))) as advance:
         return [row for dtype in options.dtypes for row in _in_dtype(dtype, options, document, advance)]
@@ -192,11 +190,8 @@ def _check(given: Forced, own: Tensor, epsilon: float, options: Options, dtype: 
     from tailbound import hf
 
     judge = Judge(epsilon)
-    try:
-        with models.quietly(), hf.certify(given.model, epsilon, observe=judge) as ledger:
-            tokens, _ = given.write(options.tokens, own)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with as_input_error(), models.quietly(), hf.certify(given.model, epsilon, observe=judge) as ledger:
+        tokens, _ = given.write(options.tokens, own)
     layers, total = ledger.by_layer(), len(ledger)
     row = Row(
         model=options.model,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tailbound.lab import models
-from tailbound.lab.errors import InputError
+from tailbound.lab.errors import InputError, as_input_error
 from tailbound.lab.progress import Progress
 
 if TYPE_CHECKING:
@@ -103,11 +103,8 @@ class Writer:
 
         prompt = self._prompt(text)
         reused = self._keep_prefix(prompt)
-        try:
-            with hf.certify(self.model, self.budget, record=self.ledger):
-                written = self.write(prompt, self.cache, stream)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        with as_input_error(), hf.certify(self.model, self.budget, record=self.ledger):
+            written = self.write(prompt, self.cache, stream)
         answer, clock = self.decode(written.answer), written.clock
         self._said.append({"role": "assistant", "content": answer})
         self._held = torch.cat([prompt, written.answer], 1)[:, : self.cache.get_seq_length()]

@@ -62,7 +62,7 @@ def curves(path: Path, title: str, panels: Sequence[Panel]) -> None:
     figure.suptitle(textwrap.fill(title, 30 + 40 * len(panels)), fontsize="medium")
     for place, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _panel(place, panel)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _panel(place: Axes, panel: Panel) -> None:
@@ -105,7 +105,7 @@ def bars(path: Path, title: str, axis: str, panels: Mapping[str, Sequence[Bar]],
         place.invert_yaxis()
         place.set_title(name, loc="left", fontsize="medium")
     axes[-1].set_xlabel(axis)
-    _save(figure, path)
+    save(figure, path)
 
 
 def heat_map(path: Path, title: str, axes: tuple[str, str], grid: Grid, shades: Shades) -> None:
@@ -133,11 +133,11 @@ def heat_map(path: Path, title: str, axes: tuple[str, str], grid: Grid, shades: 
         bar.set_ticks(list(shades.marks[0]), labels=list(shades.marks[1]))
     elif shades.form.endswith("%"):
         bar.formatter = PercentFormatter(1.0)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Text in an SVG stays text; nothing in a file depends on the time or on chance."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure. Text in an SVG stays text; nothing in a file depends on the time or on chance."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG

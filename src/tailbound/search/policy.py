@@ -38,6 +38,13 @@ def quantile_k(k_eps: Int64[Tensor, "*heads samples"], quantile: float = 0.95) -
 def quantile_search(score: Scorer, n: int, k: int) -> SearchResult:
     """Keep the k heaviest of n keys, whatever they weigh: UNCERTIFIED, tv = 1, every key scored.
 
+    Args:
+        score: int64 keys (n,) in, float64 logits (n,) out, nats.
+        n: how many keys there are. k: how many of them to keep, in [1, n].
+
+    Raises:
+        ValueError: k outside [1, n].
+
     >>> quantile_search(lambda i: i.double(), 4, 2).status.name
     'UNCERTIFIED'
     """

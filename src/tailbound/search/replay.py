@@ -43,9 +43,9 @@ class Replay:
         """Order the cells for the query.
 
         Args:
-            logits: float64 (n,), of every key.
+            logits: float64 (n,), of every key, nats.
 
-        Others as in `search.gap_search`.
+        Others, and errors, as in `search.gap_search`.
         """
         self._bound, self._error = bound, score_error
         self._start = SearchState(bound, query, scale, logits.__getitem__, score_error)

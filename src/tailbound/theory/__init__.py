@@ -3,6 +3,10 @@
 Tzachristas et al. 2025, "A Mathematical Theory of Top-k Sparse Attention via Total Variation Distance". Functions here
 compute in the dtype they are given and round to nearest. For numbers that must never fall below the truth use the
 certificates of `tailbound.attention`, or `tailbound.bounds` and `tailbound.search`.
+
+Shapes: logits (..., n), float32 or float64, in nats; values (..., n, d), of the same dtype; a head is bool (..., n).
+Functions of these raise TypeError for another dtype, and ValueError for shapes that do not fit, NaN or +inf in logits,
+NaN or infinity in values, and a head without a finite logit. What else one refuses stands with it.
 """
 
 from tailbound.theory.blocks import block_gap_bound, block_log_masses, block_mass_bound

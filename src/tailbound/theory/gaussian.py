@@ -3,6 +3,8 @@
 Logits `s ~ N(mu, sigma^2)`, n large. Laws for the limit, and a seeded simulator for finite n. Two slips of the printed
 text are put right here: 6.1 swaps the mass above t with the tail mass, and 6.5 prints `Phi^-1(1 - eps)` where its
 tables use `Phi^-1(eps)`. For sigma near 3 the rule is off by 3% at n = 10,000 (its own Table 2).
+
+Logits, mu and sigma are in nats. ValueError: an epsilon outside (0, 1), a sigma that is not a finite number above 0.
 """
 
 from __future__ import annotations
@@ -68,8 +70,8 @@ def implied_sigma(epsilon: float, fraction: float) -> float:
     """The sigma under which the budget needs a given share of keys: `-Phi^-1(fraction) - Phi^-1(eps)`, (6.4) inverted.
 
     Raises:
-        ValueError: a fraction outside (0, 1 - epsilon): at sigma = 0 the share is `1 - epsilon`, and it falls with
-            sigma.
+        ValueError: also for a fraction outside (0, 1 - epsilon): at sigma = 0 the share is `1 - epsilon`, and it falls
+            with sigma.
 
     >>> round(implied_sigma(0.01, gaussian_keep_fraction(0.01, 1.7)), 6)
     1.7
@@ -86,6 +88,9 @@ def simulate_k(n: int, epsilon: float, sigma: float, draws: int, seed: int = 0, 
     Args:
         n: keys in a row. draws: rows. seed: the same seed gives the same rows.
         rows: rows held at once (memory: a few times `8 * rows * n` bytes).
+
+    Raises:
+        ValueError: also for n, draws or rows below 1.
 
     >>> bool(simulate_k(1000, 0.01, 1.0, draws=8, seed=0).k.eq(simulate_k(1000, 0.01, 1.0, draws=8, seed=0).k).all())
     True

@@ -44,14 +44,14 @@ def run(reading: Reading, rows: Store, needed: Mapping[str, np.ndarray], advance
         part = _part(OURS, epsilon)
         if not rows.has(KIND, part):
             policy = Certified(epsilon)
-            rows.add(KIND, part, _columns(OURS, epsilon, reading, policy, reading.errors(policy)))
+            rows.add(KIND, part, _columns(OURS, epsilon, policy, reading.errors(policy)))
         advance()
         share = float(rows.read_part(KIND, part)["share"][0])
         for name in (ENCODER if reading.encoder else DECODER)[1:]:
             part = _part(name, epsilon)
             if not rows.has(KIND, part):
                 policy, errors = _equal(reading, name, share, needed)
-                rows.add(KIND, part, _columns(name, epsilon, reading, policy, errors))
+                rows.add(KIND, part, _columns(name, epsilon, policy, errors))
             advance()
 
 
@@ -124,7 +124,7 @@ def _equal(reading: Reading, name: str, share: float, needed: Mapping[str, np.nd
     return policy, errors
 
 
-def _columns(name: str, epsilon: float, reading: Reading, policy: Policy, errors: Errors) -> dict[str, np.ndarray]:
+def _columns(name: str, epsilon: float, policy: Policy, errors: Errors) -> dict[str, np.ndarray]:
     size = len(errors.tv)
     return {"policy": np.full(size, name), "epsilon": np.full(size, epsilon)} | of_run(policy, errors)
 

@@ -134,24 +134,24 @@ class TopMass(Chosen):
         return _heaviest(logits, ranked.logits, (ranked.tails > self._epsilon).sum(-1))
 
 
-class TopK(Chosen):
-    """The same share of keys in every head, the heaviest by exact weights."""
+class ShareOfKeys(Chosen):
+    """A policy that reads a share, in (0, 1], of the keys that each row sees."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
         self._share = share
+
+
+class TopK(ShareOfKeys):
+    """The same share of keys in every head, the heaviest by exact weights."""
 
     def choose(self, heard: Heard, logits: Tensor) -> Tensor:
         """See `Chosen.choose`."""
         return _heaviest(logits, theory.ranking(logits).logits, _count(logits, self._share))
 
 
-class Recent(Chosen):
+class Recent(ShareOfKeys):
     """The first keys and the last ones before a query, as StreamingLLM keeps them (Xiao et al. 2024)."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self._share = share
 
     def choose(self, heard: Heard, logits: Tensor) -> Tensor:
         """See `Chosen.choose`."""
@@ -165,12 +165,8 @@ class Recent(Chosen):
         return 0.0, of_key + of_value
 
 
-class Pages(Chosen):
+class Pages(ShareOfKeys):
     """Pages of 16 keys by the bound of their box on a logit, as Quest chooses them (Tang et al. 2024)."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self._share = share
 
     def choose(self, heard: Heard, logits: Tensor) -> Tensor:
         """See `Chosen.choose`."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tailbound.hf import Budget
 from tailbound.lab.audit.columns import AT
+from tailbound.report import tables
 
 SCHEMA = "tailbound.audit/1"
 """Of `audit.json`."""
@@ -24,8 +25,7 @@ class Figure(NamedTuple):
 
     def of(self, line: Found) -> str:
         """As it is shown; empty where it was not measured."""
-        value = line.get(self.name)
-        return "" if value is None else format(value, self.form)
+        return tables.figure(line.get(self.name), self.form)
 
 
 HEAD = (

@@ -37,9 +37,6 @@ TABLE_6_SIGMA, TABLE_6_LENGTHS = 1.0, (4096, 8192, 16384)
 TABLE_6 = {0.001: 0.9817, 0.005: 0.9425, 0.01: 0.9076, 0.02: 0.8540, 0.05: 0.7405}
 """k_eps / n by the rule. Its simulated values are said to be the same within 0.0005 at each length."""
 
-RULE_WITHIN = 0.001
-"""The deviation of the rule that Section 6 claims for sigma up to 3. Its own Table 2 has 3.3%."""
-
 BERT = "bert-base-uncased"
 BERT_RATIO = {
     128: {0.001: 1.46, 0.005: 1.85, 0.01: 2.15, 0.02: 2.59, 0.05: 3.62},
