@@ -51,9 +51,6 @@ struct CodedQuery {
 constexpr double kWordMax = 63.0 * 64.0 + 31.0;
 
 struct Kernels {
-  // Sum of a[i] * b[i], exact for n <= 131071 (128 * 128 * n stays inside int32 there).
-  int32_t (*dot_int8)(const int8_t* a, const int8_t* b, size_t n);
-
   // Code one key: D doubles and its page's centre to codes at a block's lane, and to marks (step, residual, extent).
   void (*code_key)(const double* key, const float* center, int64_t width, double* scratch, int8_t* codes, int64_t lane,
                    uint16_t* marks);
@@ -103,8 +100,6 @@ struct Kernels {
   // Roundings in float32 behind a logit and a weight of `gather`, for its error.
   double (*logit_roundings)(int64_t width);
 };
-
-constexpr size_t kDotInt8MaxLength = 131071;
 
 // Relative error of a weight exp(s - shift) in `gather` beside the error of s, for |s - shift| <= 88; sums of at most
 // kSumRoundings float32 terms before they go to float64.

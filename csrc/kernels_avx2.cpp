@@ -24,22 +24,6 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline __m256 all(float x) { return _mm256_set1_ps(x); }
 inline int lanes(__m256 mask) { return _mm256_movemask_ps(mask); }
 
-int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
-  // Widened to 16 bits first: exact for -128 too.
-  __m256i sums = _mm256_setzero_si256();
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i)));
-    const __m256i y = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + i)));
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(x, y));
-  }
-  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  const __m128i quarter = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-  int32_t sum = _mm_cvtsi128_si32(_mm_add_epi32(quarter, _mm_shuffle_epi32(quarter, 0xb1)));
-  for (; i < n; ++i) sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-  return sum;
-}
-
 inline __m256 marks8(const uint16_t* marks) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(marks));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -364,7 +348,7 @@ void dots_of_pairs(const uint8_t* const*, int64_t, const uint16_t*, int64_t, Vec
 
 }  // namespace
 
-const Kernels kAvx2Kernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
+const Kernels kAvx2Kernels{code_key, code_query, center_products, scan, top, weigh, scan_weights, shrink, cut, pick, gather,
+                           logit_roundings};
 
 }  // namespace tailbound

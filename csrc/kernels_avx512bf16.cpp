@@ -3,7 +3,7 @@
 
 namespace tailbound {
 
-const Kernels kAvx512Bf16Kernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
+const Kernels kAvx512Bf16Kernels{code_key, code_query, center_products, scan, top, weigh, scan_weights, shrink, cut, pick, gather,
+                                 logit_roundings};
 
 }  // namespace tailbound

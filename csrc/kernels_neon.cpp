@@ -77,15 +77,6 @@ inline Mask from_lanes(uint32_t bits) {
 inline float sum_of(Vector x) { return vaddvq_f32(vaddq_f32(x.low, x.high)); }
 inline float max_of(Vector x) { return vmaxvq_f32(vmaxq_f32(x.low, x.high)); }
 
-int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
-  int32x4_t sums = vdupq_n_s32(0);
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) sums = vdotq_s32(sums, vld1q_s8(a + i), vld1q_s8(b + i));
-  int32_t sum = vaddvq_s32(sums);
-  for (; i < n; ++i) sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-  return sum;
-}
-
 inline Vector marks8(const uint16_t* marks) {
   const uint16x8_t bits = vld1q_u16(marks);
   return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16)), vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(bits), 16))};
@@ -383,7 +374,7 @@ void dots_of_pairs(const uint8_t* const*, int64_t, const uint16_t*, int64_t, Vec
 
 }  // namespace
 
-const Kernels kNeonDotKernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
+const Kernels kNeonDotKernels{code_key, code_query, center_products, scan, top, weigh, scan_weights, shrink, cut, pick, gather,
+                              logit_roundings};
 
 }  // namespace tailbound

@@ -14,12 +14,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-int32_t dot_int8(const int8_t* a, const int8_t* b, size_t n) {
-  int32_t sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-  return sum;
-}
-
 void scan(const int8_t* codes, const uint16_t* marks, int64_t blocks, int64_t width, const int8_t* planes, const int32_t*,
           int rows, const Terms* terms, float* upper, int64_t stride) {
   for (int64_t block = 0; block < blocks; ++block, codes += kBlock * width, marks += 3 * kBlock)
@@ -139,8 +133,8 @@ double logit_roundings(int64_t) { return 2.0; }  // the query's own; the rest is
 
 }  // namespace
 
-const Kernels kScalarKernels{dot_int8, code_key, code_query, center_products,
-                               scan, top, weigh, scan_weights, shrink, cut, pick, gather, logit_roundings};
+const Kernels kScalarKernels{code_key, code_query, center_products, scan, top, weigh, scan_weights, shrink, cut, pick, gather,
+                             logit_roundings};
 
 const Kernels& kernels(Level level) {
   switch (level) {

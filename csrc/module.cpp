@@ -1,6 +1,5 @@
 // The Python module and nothing else: arguments in, kernels called with the GIL released, answers out.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -77,20 +76,6 @@ std::vector<std::string> names(const std::vector<tailbound::Level>& levels) {
   std::vector<std::string> out;
   for (tailbound::Level level : levels) out.emplace_back(tailbound::name(level));
   return out;
-}
-
-using Codes = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-int32_t dot_int8(Codes a, Codes b) {
-  if (a.shape(0) != b.shape(0))
-    throw std::invalid_argument("codes have " + std::to_string(a.shape(0)) + " and " + std::to_string(b.shape(0)) +
-                                " elements; they must have the same number");
-  if (a.shape(0) > tailbound::kDotInt8MaxLength)
-    throw std::invalid_argument("codes have " + std::to_string(a.shape(0)) + " elements; the int32 sum is exact up to " +
-                                std::to_string(tailbound::kDotInt8MaxLength));
-  const tailbound::Kernels& k = tailbound::kernels(tailbound::active_level());
-  const WithoutGil release;
-  return k.dot_int8(a.data(), b.data(), a.shape(0));
 }
 
 // Tensors of an index cross as addresses: looking into an ndarray argument costs 2.4 microseconds, an address 0.06, and a
@@ -183,5 +168,4 @@ NB_MODULE(_native, m) {
 #ifdef TAILBOUND_SANITIZE
   m.def("control", &tailbound::control);
 #endif
-  m.def("dot_int8", &dot_int8, "a"_a.noconvert(), "b"_a.noconvert());
 }

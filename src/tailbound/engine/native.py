@@ -64,16 +64,6 @@ def active_level() -> str:
     return _module().active_level()
 
 
-def dot_int8(a: Tensor, b: Tensor) -> int:
-    """The exact inner product of two int8 code vectors of at most 131,071 elements, at the active level.
-
-    Raises:
-        TypeError: not contiguous one-dimensional int8 tensors on the CPU.
-        ValueError: different lengths, or too long.
-    """
-    return _module().dot_int8(a, b)
-
-
 def why_not_store(device: torch.device, width: int) -> str | None:
     """Why the native kernels cannot keep an index; None if they can."""
     if _native is None:

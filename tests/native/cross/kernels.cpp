@@ -28,22 +28,6 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-void dots(const Kernels& k) {
-  begin("dot_int8");
-  Random random(1);
-  std::vector<size_t> lengths = {1000, kDotInt8MaxLength};
-  for (size_t n = 0; n <= 70; ++n) lengths.push_back(n);
-  for (size_t n : lengths)
-    for (int kind = 0; kind < 4; ++kind) {
-      std::vector<int8_t> a(n), b(n);
-      for (size_t i = 0; i < n; ++i) {
-        a[i] = static_cast<int8_t>(kind == 0 ? random.below(256) - 128 : kind == 1 ? 127 : -128);
-        b[i] = static_cast<int8_t>(kind == 0 ? random.below(256) - 128 : kind == 3 ? 127 : kind == 1 ? 127 : -128);
-      }
-      expect(k.dot_int8(a.data(), b.data(), n) == oracle.dot_int8(a.data(), b.data(), n), "n = %zu, kind %d", n, kind);
-    }
-}
-
 double number(Random& random, int kind) {
   switch (kind) {
     case 0: return random.normal();
@@ -308,5 +292,5 @@ void weights(const Kernels& k) {
 }  // namespace
 
 int main(int count, char** names) {
-  return checks::run({{"dots", dots}, {"codes", codes}, {"scans", scans}, {"tops", tops}, {"weights", weights}}, count, names);
+  return checks::run({{"codes", codes}, {"scans", scans}, {"tops", tops}, {"weights", weights}}, count, names);
 }

@@ -43,7 +43,6 @@ class Control(NamedTuple):
 
 
 CONTROLS = {
-    "last bytes of a dot product": Control("; i < n; ++i) sum +=", "; i + 1 < n; ++i) sum +=", "kernels", "dots"),
     "components behind the last four": Control("  if (tail) {", "  if (false) {", "kernels", "scans"),
     "coarse plane": Control("vshlq_n_s32(coarse[r].high, 6)", "vshlq_n_s32(coarse[r].high, 5)", "kernels", "scans"),
     "error of a bracket": Control("broadcast(t.error)", "broadcast(0.0f)", "kernels", "scans"),
