@@ -33,7 +33,21 @@ int32_t control(const std::string& error, int64_t n);
 namespace {
 
 std::atomic<bool> closing{false};
-std::atomic<int> in_flight{0}, parked{0};
+std::atomic<int> in_flight{0}, parked{0}, callers{0};
+
+// Counts its thread among the callers from its first call to its end.
+struct Caller {
+  ~Caller() {
+    if (counted) --callers;
+  }
+  void count() {
+    if (!counted) ++callers;
+    counted = true;
+  }
+  bool counted = false;
+};
+
+thread_local Caller caller;
 
 bool is_daemon() { return nb::cast<bool>(nb::module_::import_("threading").attr("current_thread")().attr("daemon")); }
 
@@ -43,6 +57,7 @@ bool is_daemon() { return nb::cast<bool>(nb::module_::import_("threading").attr(
 class WithoutGil {
  public:
   WithoutGil() {
+    caller.count();
     if (closing) {
       if (!is_daemon()) return;  // keeps the GIL, and so nobody ends it
       ++parked;
@@ -63,13 +78,15 @@ class WithoutGil {
   PyThreadState* state_ = nullptr;
 };
 
-// A tenth of a second is granted to daemons between their calls: what torch does there aborts as well.
+// The threads that have called and live on are daemons: the others were joined before. They are granted a quarter of a
+// second to come to their next call, since what torch does between calls aborts as well.
 void drain() {
-  const int daemons = in_flight;
   closing = true;
+  caller.count();
   nb::gil_scoped_release release;
-  while (in_flight > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  for (int waited = 0; parked < daemons && waited < 100; ++waited) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(250);
+  while (in_flight > 0 || (parked < callers - 1 && std::chrono::steady_clock::now() < until))
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
 std::vector<std::string> names(const std::vector<tailbound::Level>& levels) {
@@ -156,7 +173,10 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // daemon threads hold on to an index until the end, which is no leak
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(&drain));
 #if defined(__linux__) || defined(__APPLE__)
-  pthread_atfork(nullptr, nullptr, [] { in_flight = 0; });  // the threads of those calls are not in the child
+  pthread_atfork(nullptr, nullptr, [] {  // only the thread that forked is in the child
+    in_flight = 0;
+    callers = caller.counted;
+  });
 #endif
   m.def("cpu_levels", [] { return names(tailbound::cpu_levels()); });
   m.def("built_levels", [] { return names(tailbound::built_levels()); });

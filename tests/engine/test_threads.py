@@ -234,14 +234,17 @@ def ask():
     for _ in range(3 if sys.argv[2] == "joined" else 1_000_000):
         index.attend(query, epsilon=0.05, impl="native")
         going.set()
+        if sys.argv[2] == "between":  # no call is in flight when the end begins, and torch gives up the GIL too
+            for _ in range(500):
+                torch.ones(1000).add_(1)
 for _ in range(2):
-    threading.Thread(target=ask, daemon=sys.argv[2] == "daemon").start()
+    threading.Thread(target=ask, daemon=sys.argv[2] != "joined").start()
 going.wait()
 """
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
-@pytest.mark.parametrize("kind", ["daemon", "joined"])
+@pytest.mark.parametrize("kind", ["daemon", "between", "joined"])
 def test_the_interpreter_ends_in_peace_while_threads_ask(threads, kind):
     """A daemon thread that wanted the GIL back at the end was ended inside C++, and the process aborted."""
     shown = run(EXIT, threads, kind)
