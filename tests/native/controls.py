@@ -37,12 +37,14 @@ class Control(NamedTuple):
     """What is dropped, and the inputs that then break a law: of certificates (below), or of contracts.py.
 
     `given` is changed on both sides: what stands in for a worse platform, or a larger constant that hides this one.
+    With `flush` the kernels run where denormals are read and written as zero.
     """
 
     drops: tuple[Patch, ...]
     inputs: str
     impl: str = "index/scalar"
     given: tuple[Patch, ...] = ()
+    flush: bool = False
 
 
 SETTLE_FLOAT32 = Patch("settle.cpp", "kSumRoundings * 0x1p-24 + ", "")
@@ -99,6 +101,9 @@ CONTROLS = {
         (Patch("settle.cpp", "static_cast<double>(n + 1) * 0x1p-52", "0.0"),),
         "cut_from_a_float64_sum",
         given=(SETTLE_FLOAT32,),
+    ),
+    "kInputFlush": Control(
+        (Patch("numbers.h", "kInputFlush = 0x1p-126;", "kInputFlush = 0.0;"),), "denormal_inputs", flush=True
     ),
     "pairs": Control((Patch("gathering.inc", "(kPairs ? 3.0 : 1.0)", "1.0"),), "logits_of_pairs"),
 }
@@ -172,13 +177,20 @@ def least_weights(gen):
     yield case(torch.ones(1, 1), key, uniform(gen, -1, 1, 41, 1), 0.3)
 
 
+def denormal_inputs(gen):
+    """Denormal keys, or a denormal query, whose logits count because what meets them is large."""
+    sign, query = torch.tensor([[1.0], [-1.0]]).double(), uniform(gen, 0.5, 1.0, 1, 1)
+    for size, other in ((2.0**-127, 2.0**90), (2.0**90, 2.0**-127)):
+        yield case(query * other, sign * size, sign, 0.0, scale=2.0**35)
+
+
 def equal_values(gen):
     """Many keys, one value: the exact answer is that value, and what is left is the order of the sums."""
     value = uniform(gen, 1, 1.5, 1, 1).expand(300, 1)
     yield case(uniform(gen, -1, 1, 1, 4), uniform(gen, -1, 1, 300, 4), value, 0.0)
 
 
-def judge(module, inputs, impl):
+def judge(module, inputs, impl, flush):
     """How many stored inputs break a law, with the kernels of a built module."""
     spec = importlib.util.spec_from_file_location("tailbound._native", module)
     sys.modules["tailbound._native"] = importlib.util.module_from_spec(spec)
@@ -194,7 +206,7 @@ def judge(module, inputs, impl):
     for seed in range(COUNT):
         for one in globals()[inputs](torch.Generator().manual_seed(seed)):
             try:
-                check_certificate(one, impl)
+                check_certificate(one, impl, flush)
             except AssertionError as error:
                 if "below the truth" not in str(error):
                     raise
@@ -204,6 +216,7 @@ def judge(module, inputs, impl):
 
 def caught(module, control):
     command = [sys.executable, __file__, "--judge", str(module), control.inputs, control.impl]
+    command += ["--flush"] if control.flush else []
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -247,6 +260,6 @@ def main(names):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--judge"]:
-        print(judge(*sys.argv[2:]))
+        print(judge(*sys.argv[2:5], flush="--flush" in sys.argv))
     else:
         sys.exit(main(sys.argv[1:]))
