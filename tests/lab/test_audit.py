@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def _start(small, out, *extra, **options):
 
 def _stopped_after(small, out, count):
     """An audit stopped by Ctrl-C when so many layers were on disk."""
-    process = _start(small, out, "--json")
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a pytest in the background hands on its deafness
+    process = _start(small, out, "--json", preexec_fn=heeded)
     until = time.monotonic() + 120
     while len(list(out.glob("parts/rows/*.parquet"))) < count and time.monotonic() < until:
         assert process.poll() is None, process.communicate()
