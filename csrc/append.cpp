@@ -80,7 +80,7 @@ struct Appending {
                   double* k) const {
     float* center = s.page_center(p, number);
     const int64_t here = std::min(s.page, count - first);
-    if (here < s.page / kOwnCenter && number > 0) {
+    if (here < s.page / kOwnCenter && number * s.page > start) {
       std::copy_n(s.page_center(p, number - 1), s.width, center);
       return;
     }

@@ -1,6 +1,7 @@
 """Kernels of every level against the specification in torch: the same codes, and answers as good, for every shape."""
 
 import os
+from functools import partial
 
 import mpmath
 import pytest
@@ -63,6 +64,27 @@ def test_kernels_write_the_codes_of_the_specification(level, dtype, width, monke
     assert ((bits_a - bits_b).abs() <= 1)[~a.marks.isnan()].all()
     torch.testing.assert_close(a.value_center, b.value_center, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(a.bounds, b.bounds, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("level", ["torch", *LEVELS])
+def test_an_index_emptied_from_the_front_codes_as_a_new_one(level, monkeypatch):
+    """Its next page took the centre of one whose keys were gone, if the buffers had not grown: bits told of room."""
+    monkeypatch.setenv("TAILBOUND_ISA", "scalar" if level == "torch" else level)
+    gen = torch.Generator().manual_seed(5)
+    key, value = pair(gen, 1, 2, 300, 8, 3, torch.float32)
+    gone = pair(gen, 1, 2, 256, 8, 3, torch.float32, offset=9.0)
+    emptied, new = (fresh(key, value, 600) for _ in range(2))
+    for store in (emptied, new):
+        write = partial(coding.write, store) if level == "torch" else partial(native.Handle(store).append, store)
+        if store is emptied:
+            write(*gone)
+            store.place(256, 256)
+        for part in (slice(0, 1), slice(1, 300)):
+            write(key[:, :, part], value[:, :, part])
+    assert torch.equal(emptied.center[:, :, 1:3], new.center[:, :, :2])
+    for head in (0, 1):
+        for a, b in zip(emptied.coded(0, head)[0], new.coded(0, head)[0], strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -11,7 +11,8 @@ from tailbound.engine.packing import BLOCK, pack, unpack
 from tailbound.engine.store import Store
 
 OWN_CENTER = 4
-"""A page begun with fewer than a fourth of its keys takes the centre of the page before: a better guess than theirs."""
+"""A page begun with fewer than a fourth of its keys takes the centre of the page before, if keys are left there: a better guess
+than theirs."""
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def write(store: Store, key: Tensor, value: Tensor) -> None:
 
 def _begin_page(store: Store, number: int, wide: Tensor, usable: Tensor) -> None:
     few = wide.shape[2] < store.page // OWN_CENTER
-    inherited = few and number > 0
+    inherited = few and number * store.page > store.start
     store.center[:, :, number] = store.center[:, :, number - 1] if inherited else page_center(wide, usable)
 
 
