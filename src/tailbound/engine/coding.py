@@ -11,8 +11,8 @@ from tailbound.engine.packing import BLOCK, pack, unpack
 from tailbound.engine.store import Store
 
 OWN_CENTER = 4
-"""A page begun with fewer than a fourth of its keys takes the centre of the page before, if keys are left there: a better guess
-than theirs."""
+"""A page begun with fewer than a fourth of its keys takes the centre of the page before, if keys are left
+there: a better guess than theirs."""
 
 
 @torch.no_grad()
