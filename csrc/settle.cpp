@@ -23,13 +23,12 @@ Threshold settle(const float* weights, int64_t n, float* middle, int64_t count, 
   *rest = sum * (1.0 + rounding);
   if (out == count) return just_below(std::numeric_limits<float>::infinity());
   if (out == 0 || middle[out - 1] < middle[out]) return just_below(middle[out]);
-  Threshold t{middle[out], n};
   // Some keys equal to theta are left out: the first ones stay.
-  const int64_t stay = std::upper_bound(middle, middle + count, t.theta) - (middle + out);
+  const float theta = middle[out];
+  const int64_t stay = std::upper_bound(middle, middle + count, theta) - (middle + out);
   int64_t kept = 0, i = 0;
-  for (; i < n && kept < stay; ++i) kept += weights[i] == t.theta;
-  t.ties = i;
-  return t;
+  for (; i < n && kept < stay; ++i) kept += weights[i] == theta;
+  return {theta, i};
 }
 
 // exp is convex: the mean of exp(-2 bracket), each counted by its weight, is at least exp of minus twice the mean bracket.
