@@ -282,6 +282,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
 def test_a_hundred_thousand_steps_leak_nothing():
     shown = run(LEAK, "plain", "100000")

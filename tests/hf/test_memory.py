@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import resource, torch, tailbound
 from tailbound.hf import Ledger
@@ -22,6 +24,7 @@ print(peaks[1], peaks[-1])
 """
 
 
+@pytest.mark.slow
 def test_a_ledger_stays_flat_beside_a_growing_cache():
     shown = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=200, check=True)
     early, late = map(int, shown.stdout.split())
@@ -49,6 +52,7 @@ print(*peaks, len(ledger))
 """
 
 
+@pytest.mark.slow
 def test_a_long_recording_stays_in_bounded_memory():
     shown = subprocess.run([sys.executable, "-c", RECORDING], capture_output=True, text=True, timeout=200, check=True)
     early, late, count = map(int, shown.stdout.split())

@@ -31,17 +31,21 @@ def run(options: Options, progress: Progress) -> list[Row]:
     Raises:
         InputError: anything about the options that cannot be had.
     """
+    from tailbound.lab import decoders
+
     _check(options)
     title, document = text.read_text(options.text)
+    longest = max(options.contexts)
     rows: list[Row] = []
     for dtype in options.dtypes:
         source = models.Source(options.model, dtype, options.download)
         with progress.task("reading the tokenizer", None):
+            source.check_positions(longest, f"--contexts {longest}")
             tokenizer = source.tokenizer()
-        ids = text.first_tokens(tokenizer, document, max(options.contexts), title)
+        ids = text.first_tokens(tokenizer, document, longest, title)
         with progress.task(f"reading the model, {dtype}", None):
             model = source.model()
-        _check_model(model, options)
+        decoders.check_full_attention(model)
         for context in options.contexts:
             rows += _Round(options, dtype, title, model, ids[:, :context]).run(progress)
         del model
@@ -224,11 +228,3 @@ def _check(options: Options) -> None:
     with as_input_error():
         for epsilon in options.epsilons:
             check_epsilon(epsilon)
-
-
-def _check_model(model: PreTrainedModel, options: Options) -> None:
-    from tailbound.lab import decoders
-
-    longest = max(options.contexts)
-    models.check_positions(model, longest, f"--contexts {longest}", options.model)
-    decoders.check_full_attention(model)

@@ -88,11 +88,11 @@ def capture(options: Options, progress: Progress) -> Summary:
     title, document = text.read_text(options.text)
     source = models.Source(options.model, "float32", options.download)
     with progress.task("reading the tokenizer", None):
+        source.check_positions(options.context, f"--context {options.context}")
         tokenizer = source.tokenizer()
     ids = text.first_tokens(tokenizer, document, options.context, title)
     with progress.task("reading the model", None):
         model = source.model()
-    models.check_positions(model, options.context, f"--context {options.context}", options.model)
 
     layers = _take(model, ids, options, progress)
     metadata = {

@@ -114,12 +114,13 @@ def run(options: Options, progress: Progress) -> Result:
     started = time.perf_counter()
     with _timed(phases, "load"):
         with progress.task("reading the tokenizer", None):
+            source.check_positions(
+                options.context + options.tokens, f"--context {options.context} and --tokens {options.tokens}"
+            )
             tokenizer = source.tokenizer()
         prompt = text.first_tokens(tokenizer, document, options.context, title)
         with progress.task("reading the model", None):
             model = source.model()
-    asked = f"--context {options.context} and --tokens {options.tokens}"
-    models.check_positions(model, options.context + options.tokens, asked, options.model)
 
     from tailbound import hf
 

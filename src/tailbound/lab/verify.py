@@ -168,9 +168,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def _in_dtype(dtype: str, options: Options, document: tuple[str, str], advance: Callable[[], None]) -> Iterator[Row]:
     source = models.Source(options.model, dtype, options.download)
-    model = source.writer()
     asked = f"--context {options.context} and --steps {options.tokens}"
-    models.check_positions(model, options.context + options.tokens, asked, options.model)
+    source.check_positions(options.context + options.tokens, asked)
+    model = source.writer()
     prompt, kind = _prompt(source, model, options, document)
     given, encoded = forced.read(model, prompt, options.seed)
     advance()

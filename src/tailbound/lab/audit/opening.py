@@ -142,8 +142,7 @@ def begin(options: Options, progress: Progress) -> Opened:
         tokenizer = source.tokenizer()
     kind = source.kind()
     context = options.context or min(2048, kind.positions or 2048)
-    if kind.positions is not None and context > kind.positions:
-        raise InputError(f"--context {context}: {options.model} was made for {kind.positions} positions")
+    source.check_positions(context, f"--context {context}")
     target = Target.choose("none" if options.texts and options.target is None else options.target, kind.encoder)
     if options.texts and target is not None:
         raise InputError(f"--target {target}: a budget is chosen on one text; give it with --text, or --target none")

@@ -56,9 +56,10 @@ def encoder(name: str | None, path: Path | None, download: bool, seed: int, size
     }
 
     def work(rows: Rows, progress: Progress) -> None:
+        for n in inputs:
+            source.check_positions(n, f"--context {n}")
         model = source.encoder()
         for n, ids in inputs.items():
-            models.check_positions(model, n, f"--context {n}", asked)
             with progress.task(f"{asked}, n = {n}", _layers(model)) as advance:
 
                 def hear(heard: Heard, n: int = n, advance: Callable[[], None] = advance) -> None:
@@ -97,8 +98,8 @@ def decoder(name: str | None, path: Path | None, context: int, download: bool, s
     ids = text.first_tokens(source.tokenizer(), document, context, title)
 
     def work(rows: Rows, progress: Progress) -> None:
+        source.check_positions(context, f"--context {context}")
         model = source.model()
-        models.check_positions(model, context, f"--context {context}", asked)
         with progress.task(f"{asked}, {context} tokens", _layers(model)) as advance:
 
             def hear(heard: Heard) -> None:
