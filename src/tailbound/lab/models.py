@@ -97,8 +97,7 @@ class Source:
                 f"{self.name} is of type {config.model_type!r}: neither a decoder nor an encoder of text by itself"
             )
         encoder = fills_in and not getattr(config, "is_decoder", False)
-        of_text = config.get_text_config()
-        return Kind(encoder, getattr(of_text, "max_position_embeddings", None), of_text.num_hidden_layers)
+        return Kind(encoder, _positions(config), config.get_text_config().num_hidden_layers)
 
     def check_positions(self, count: int, asked: str) -> None:
         """Refuse to read more positions than the model was made for, before its weights are read.
@@ -107,7 +106,7 @@ class Source:
             InputError: naming what `asked` for them, and how many there are; or the configuration cannot be read.
         """
         config = self._config
-        window = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", None)
+        window = getattr(config, "max_target_positions", None) or _positions(config)
         if window is not None and count > window:
             raise InputError(f"{asked}: {self.name} was made for {window} positions")
 
@@ -195,6 +194,10 @@ def cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _package(module: str) -> Path | None:
