@@ -18,6 +18,7 @@ from tailbound.lab.writing import Writer
 SHORT = ["--max-new-tokens", "8", "--threads", "1", "--json"]
 
 
+@pytest.mark.slow
 def test_it_completes_and_compares_with_dense(tmp_path):
     budget = tmp_path / "budget.json"
     budget.write_text('{"default": 0.01, "heads": {"3.7": 0.0}}')
