@@ -17,8 +17,8 @@ if ! works; then
     exit 1
   fi
   export DEBIAN_FRONTEND=noninteractive
-  # Older releases have the runtimes in the first package, and no second.
   { apt-get update -q && apt-get install -q -y --no-install-recommends clang; } >&2
+  # Older releases have the runtimes in the first package, and no second.
   works || apt-get install -q -y --no-install-recommends libclang-rt-dev >&2
   works || { echo "clang: Debian's package is installed, and cannot link libFuzzer" >&2; exit 1; }
 fi
